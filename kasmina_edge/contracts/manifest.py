@@ -1,0 +1,246 @@
+"""The bundle manifest: what a deployable holds, what it was proven to do, and where it came from.
+
+A bundle's identity is the SHA-256 of the manifest's canonical bytes; the manifest names every other file by digest, so
+a signature over the manifest covers the whole bundle.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from kasmina_edge.contracts.canonical import SignedContract, sha256_hex
+from kasmina_edge.errors import BundleError
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
+Version = Annotated[str, Field(pattern=r"^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]{1,32})?$")]
+MemberPath = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$")]
+EngineName = Literal["litert", "onnxruntime"]
+
+MANIFEST_PATH = "manifest.json"
+MAX_FILE_BYTES = 512 * 1024 * 1024
+
+
+class FileEntry(SignedContract):
+    """One file of the bundle, beside the manifest."""
+
+    path: MemberPath
+    sha256: Digest
+    size_bytes: Annotated[int, Field(ge=0, le=MAX_FILE_BYTES)]
+
+    @classmethod
+    def of(cls, path: str, data: bytes) -> Self:
+        """The entry that describes ``data``."""
+        return cls(path=path, sha256=sha256_hex(data), size_bytes=len(data))
+
+    def check(self, data: bytes, *, where: str = "") -> None:
+        """Refuse other bytes.
+
+        Raises:
+            BundleError: Length or digest differ; the message carries both.
+        """
+        where = where or self.path
+        if len(data) != self.size_bytes:
+            raise BundleError(f"{where}: the manifest says {self.size_bytes} bytes, got {len(data)}")
+        found = sha256_hex(data)
+        if found != self.sha256:
+            raise BundleError(f"{where}: the manifest says sha256 {self.sha256[:12]}, got {found[:12]}")
+
+
+class ModelTensor(SignedContract):
+    """An input or output of a model file. ``scale`` and ``zero_point`` only for integer types: real = (q - zero) * scale."""
+
+    name: str
+    shape: tuple[Annotated[int, Field(ge=1)], ...]
+    dtype: Literal["float32", "int8", "uint8", "int16", "int32"]
+    scale: Annotated[float, Field(gt=0)] | None = None
+    zero_point: int | None = None
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Self:
+        if (self.scale is None) != (self.zero_point is None):
+            raise ValueError("scale and zero_point come together")
+        return self
+
+
+class SelfTest(SignedContract):
+    """Known answers of one model file: arrays ``input_<name>`` and ``output_<name>`` in the model's own dtypes.
+
+    ``tolerance`` is the largest accepted difference in quantized steps (integer outputs) or in units (float outputs).
+    """
+
+    file: FileEntry
+    samples: Annotated[int, Field(ge=1)]
+    tolerance: Annotated[float, Field(ge=0)]
+
+
+class Parity(SignedContract):
+    """How well this file reproduces the float network on held-out data."""
+
+    samples: Annotated[int, Field(ge=1)]
+    top1_agreement: Annotated[float, Field(ge=0, le=1)]
+    accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
+    float_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
+    max_abs_difference: Annotated[float, Field(ge=0)]
+
+
+class SiteTensors(SignedContract):
+    """Where a seed site can be read inside a model file: tensor indices, for a shadow interpreter."""
+
+    input_index: int
+    output_index: int
+
+
+class ModelFile(SignedContract):
+    """One model file for one engine, with its own self-test."""
+
+    file: FileEntry
+    engine: EngineName
+    inputs: Annotated[tuple[ModelTensor, ...], Field(min_length=1)]
+    outputs: Annotated[tuple[ModelTensor, ...], Field(min_length=1)]
+    compiled_for: Literal["edgetpu"] | None = None
+    selftest: SelfTest
+    parity: Parity
+    sites: dict[str, SiteTensors] = {}
+
+
+class ModelIO(SignedContract):
+    """An input or output as the app sees it, always float32 with a leading batch dimension of 1."""
+
+    name: str
+    shape: tuple[Annotated[int, Field(ge=1)], ...]
+    labels: tuple[str, ...] = ()
+
+
+class Preprocessing(SignedContract):
+    """What the runtime does to an input before the model: ``(x - mean) / std``; values outside ``valid_range`` are refused."""
+
+    mean: float = 0.0
+    std: Annotated[float, Field(gt=0)] = 1.0
+    valid_range: tuple[float, float] | None = None
+
+
+class Graft(SignedContract):
+    """A blueprint instance with weights, at a site."""
+
+    blueprint: Name
+    blueprint_version: Annotated[int, Field(ge=1)]
+    site: str
+    intensity: Annotated[float, Field(ge=0, le=1)]
+    parameters: Annotated[int, Field(ge=0)]
+    mergeable: bool = False
+    capture_batches: tuple[str, ...] = ()
+
+
+class FeatureStatistics(SignedContract):
+    """Mean and standard deviation of one drift feature over single frames."""
+
+    mean: float
+    std: Annotated[float, Field(ge=0)]
+
+
+class DomainStatistics(SignedContract):
+    """Reference statistics of one domain the bundle was accepted on (see safety/drift.py).
+
+    ``threshold`` is the drift score that windows of ``window`` frames of this domain exceed once in a thousand.
+    """
+
+    name: Name
+    samples: Annotated[int, Field(ge=2)]
+    window: Annotated[int, Field(ge=1)]
+    threshold: Annotated[float, Field(gt=0)]
+    features: dict[str, FeatureStatistics]
+
+
+class ReferenceProbes(SignedContract):
+    """Labelled inputs for the health gate: arrays ``inputs`` (N, ...) float32 and ``labels`` (N,) int64."""
+
+    file: FileEntry
+    samples: Annotated[int, Field(ge=1)]
+
+
+class Acceptance(SignedContract):
+    """The paired measurement that let a graft through, in shares of 1; ``gain_low`` is the lower 95 % bound."""
+
+    samples: Annotated[int, Field(ge=1)]
+    clean_before: Annotated[float, Field(ge=0, le=1)]
+    clean_after: Annotated[float, Field(ge=0, le=1)]
+    target_before: Annotated[float, Field(ge=0, le=1)]
+    target_after: Annotated[float, Field(ge=0, le=1)]
+    gain_low: float
+    gain_high: float
+    clean_loss_high: float
+    accepted: bool
+    reasons: tuple[str, ...] = ()
+
+
+class BundleManifest(SignedContract):
+    """One signed deployable.
+
+    Attributes:
+        release: Counts up with every publication of this name; the device's floor counts it.
+        parent: Content digest of the bundle this one was grown from; None for a host.
+        host: Content digest of the frozen host below all grafts; None when this bundle is the host.
+        models: One file an engine; a device keeps only its own.
+    """
+
+    format: Literal[1] = 1
+    name: Name
+    version: Version
+    release: Annotated[int, Field(ge=0, le=2**53)]
+    parent: Digest | None = None
+    host: Digest | None = None
+    profile: Name
+    inputs: Annotated[tuple[ModelIO, ...], Field(min_length=1)]
+    outputs: Annotated[tuple[ModelIO, ...], Field(min_length=1)]
+    head: Literal["classification", "other"] = "other"
+    preprocessing: Preprocessing = Preprocessing()
+    models: Annotated[tuple[ModelFile, ...], Field(min_length=1)]
+    grafts: tuple[Graft, ...] = ()
+    domains: tuple[DomainStatistics, ...] = ()
+    probes: ReferenceProbes | None = None
+    acceptance: Acceptance | None = None
+    provenance: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        paths: dict[str, str] = {}
+        for entry in self.files():
+            if entry.path == MANIFEST_PATH:
+                raise ValueError("manifest.json cannot name itself")
+            if paths.setdefault(entry.path, entry.sha256) != entry.sha256:
+                raise ValueError(f"two files are called {entry.path}")
+        if self.grafts and self.host is None:
+            raise ValueError("a bundle with grafts names its host")
+        for model in self.models:
+            if len(model.inputs) != len(self.inputs) or len(model.outputs) != len(self.outputs):
+                raise ValueError(f"{model.file.path} does not have the manifest's inputs and outputs")
+        return self
+
+    @property
+    def id(self) -> str:
+        """``NAME VERSION`` as people say it."""
+        return f"{self.name} {self.version}"
+
+    def files(self) -> tuple[FileEntry, ...]:
+        """Every file but the manifest, in order of use."""
+        entries = [e for m in self.models for e in (m.file, m.selftest.file)]
+        return (*entries, *((self.probes.file,) if self.probes else ()))
+
+    def files_for(self, model: ModelFile) -> tuple[FileEntry, ...]:
+        """The files a device needs that runs ``model``."""
+        return (model.file, model.selftest.file, *((self.probes.file,) if self.probes else ()))
+
+    def content_digest(self) -> str:
+        """Identity without the release number: the same bytes published again keep it."""
+        return self.model_copy(update={"release": 0}).digest()
+
+    def version_key(self) -> tuple[int, int, int, int, str]:
+        """Sort key of the semantic version (semver.org section 11, pre-release text compared as one string)."""
+        match = re.match(r"^(\d+)\.(\d+)\.(\d+)(?:-(.+))?$", self.version)
+        assert match is not None
+        major, minor, patch, pre = match.groups()
+        return int(major), int(minor), int(patch), 0 if pre else 1, pre or ""

@@ -1,0 +1,111 @@
+"""Telemetry and the messages between device and controller. Unknown fields are ignored: an old reader meets new writers.
+
+A value of None means *not measured*; zero is a measurement.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from kasmina_edge.contracts.canonical import Contract
+from kasmina_edge.errors import InputError, KasminaError
+
+DeviceId = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,32}$")]
+Status = Literal[
+    "idle", "downloading", "installing", "trial", "committed", "rolled_back", "refused", "unreachable", "failed"
+]
+
+
+class _Message(Contract):
+    @classmethod
+    def error_type(cls) -> type[KasminaError]:
+        return InputError
+
+
+class Summary(_Message):
+    """Moments of one quantity over a window."""
+
+    count: Annotated[int, Field(ge=0)]
+    mean: float
+    variance: Annotated[float, Field(ge=0)]
+    minimum: float
+    maximum: float
+
+
+class TelemetryRecord(_Message):
+    """What one app process saw in one window.
+
+    Attributes:
+        sequence: Counts up a process; with ``boot`` and ``source`` it names the record.
+        started_s: Wall clock at the window's start, seconds since 1970 UTC.
+        frames: Inferences in the window; ``sampled`` of them were looked at for statistics.
+        input: Moments of the sampled inputs' means; features holds each drift feature's window mean.
+        score: Moments of the sampled top scores.
+        latency_us: Quantiles of every inference of the window by name ("p50", "p99", "max").
+        drift: Distance to the nearest reference domain, in units of that domain's threshold (1 = at the alarm line).
+        check_frames: Known scenes seen, and how many were answered rightly.
+    """
+
+    format: Literal[1] = 1
+    device: DeviceId
+    bundle: str
+    release: int
+    slot: Literal["a", "b", "-"] = "-"
+    trial: bool = False
+    source: str = "app"
+    boot: int = 0
+    sequence: int
+    started_s: float
+    duration_s: Annotated[float, Field(ge=0)]
+    frames: Annotated[int, Field(ge=0)]
+    sampled: Annotated[int, Field(ge=0)]
+    input: Summary | None = None
+    score: Summary | None = None
+    features: dict[str, float] | None = None
+    latency_us: dict[str, float] | None = None
+    labels: dict[str, int] | None = None
+    drift: float | None = None
+    drift_domain: str | None = None
+    check_frames: int = 0
+    check_correct: int = 0
+    dropped_records: int = 0
+
+
+class DeviceState(_Message):
+    """Birth and will, retained: with the boot counter a late will of an earlier life is told from the present one."""
+
+    device: DeviceId
+    online: bool
+    boot: int
+    at_s: float | None = None
+
+
+class Reported(_Message):
+    """What the device really runs, retained; ``status`` and ``reason`` speak of the last update."""
+
+    device: DeviceId
+    boot: int
+    sequence: int
+    at_s: float
+    name: str | None = None
+    version: str | None = None
+    release: int | None = None
+    digest: str | None = None
+    previous: str | None = None
+    status: Status = "idle"
+    reason: str = ""
+    offered: str | None = None
+    grafts: tuple[str, ...] = ()
+    update_bytes: dict[str, int] | None = None
+    update_seconds: float | None = None
+    clock_ok: bool = True
+    engine: str | None = None
+
+
+class Desired(_Message):
+    """A nudge that something new may be there; what to install is read from signed metadata, never from this."""
+
+    release: int
+    at_s: float | None = None

@@ -7,6 +7,8 @@ fixed dates: the same arrays give the same bytes.
 from __future__ import annotations
 
 import io
+import math
+import re
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +21,9 @@ from kasmina_edge.errors import BundleError
 Array = npt.NDArray[Any]
 MAX_ARRAYS_BYTES = 64 * 1024 * 1024
 _EPOCH = (1980, 1, 1, 0, 0, 0)
+_NPY_HEADER = re.compile(
+    rb"\{'descr': '([<>|][biuf]\d{1,2})', 'fortran_order': False, 'shape': \(((?:\d{1,12}, )*(?:\d{1,12},?)?)\), \} *\n"
+)
 
 
 def pack_members(members: Mapping[str, bytes]) -> bytes:
@@ -60,10 +65,12 @@ def unpack_members(data: bytes, *, where: str, max_bytes: int) -> dict[str, byte
                 if info.compress_type != zipfile.ZIP_STORED:
                     raise BundleError(f"{where}: {name} is compressed; members are stored")
                 members[name] = archive.read(info)
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, RuntimeError) as exc:
+    except BundleError:
+        raise
+    except Exception as exc:  # zipfile on hostile bytes: BadZipFile, struct.error, NotImplementedError, and more
         raise BundleError(f"{where}: not a whole container ({exc})") from exc
     if pack_members(members) != data:
-        raise BundleError(f"{where}: the container is not in canonical form")
+        raise BundleError(f"{where}: truncated, damaged, or not written by Kasmina (not in canonical form)")
     return members
 
 
@@ -93,30 +100,38 @@ def unpack_arrays(data: bytes, *, where: str, max_bytes: int = MAX_ARRAYS_BYTES)
             raise BundleError(f"{where}: {name} is not an .npy member")
         try:
             arrays[name[:-4]] = _read_array(member)
-        except (ValueError, EOFError, OSError, TypeError) as exc:
+        except (ValueError, TypeError) as exc:
             raise BundleError(f"{where}: {name} is not a plain array ({exc})") from exc
     return arrays
 
 
 def _read_array(member: bytes) -> Array:
-    """Parse one ``.npy``; the header may not claim more than the bytes that follow it."""
-    stream = io.BytesIO(member)
-    if np.lib.format.read_magic(stream) != (1, 0):
+    """Parse one ``.npy``; the header may not claim more than the bytes that follow it.
+
+    Only the spelling that `pack_arrays` writes is read: numpy's own reader evaluates the header as Python and lets
+    tokenizer errors out of hostile ones.
+    """
+    if member[:8] != b"\x93NUMPY\x01\x00" or len(member) < 10:
         raise ValueError("not .npy version 1.0")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    if fortran or dtype.hasobject or dtype.kind not in "biuf":
-        raise ValueError(f"dtype {dtype} or its order is not accepted")
-    body = member[stream.tell() :]
-    count = 1
-    for size in shape:
-        count *= int(size)
-    if min(shape, default=0) < 0 or count * dtype.itemsize != len(body):
+    start = 10 + int.from_bytes(member[8:10], "little")
+    header = _NPY_HEADER.fullmatch(member[10:start])
+    if header is None:
+        raise ValueError("its header is not that of a plain array in C order")
+    dtype = np.dtype(header[1].decode())
+    shape = tuple(int(size) for size in header[2].decode().split(",") if size.strip())
+    body = member[start:]
+    if math.prod(shape) * dtype.itemsize != len(body):
         raise ValueError(f"header claims shape {shape}, {len(body)} bytes follow")
     return np.frombuffer(body, dtype=dtype).reshape(shape)
 
 
 def _safe(name: str) -> bool:
     parts = name.split("/")
-    return bool(name) and len(name) < 200 and name.isascii() and "\\" not in name and all(
-        p not in ("", ".", "..") and not p.startswith("-") for p in parts
+    return (
+        bool(name)
+        and len(name) < 200
+        and name.isascii()
+        and name.isprintable()
+        and "\\" not in name
+        and all(p not in ("", ".", "..") and not p.startswith("-") for p in parts)
     )

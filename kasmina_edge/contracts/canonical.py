@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from kasmina_edge.errors import BundleError, KasminaError
 
 MAX_CONTRACT_BYTES = 4 * 1024 * 1024
+MAX_TEXT_CHARACTERS = 65_536  # having a limit also makes pydantic refuse text that is not UTF-8 (lone surrogates)
 
 
 def canonical_bytes(value: Any) -> bytes:
@@ -39,7 +40,7 @@ def short_digest(digest: str) -> str:
 class Contract(BaseModel):
     """Base of everything both sides must agree on: immutable, validated, with canonical bytes."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, str_max_length=MAX_TEXT_CHARACTERS)
 
     def to_bytes(self) -> bytes:
         """Canonical bytes of this value."""
@@ -54,7 +55,7 @@ class Contract(BaseModel):
             where: Path or topic, for the error message.
 
         Raises:
-            KasminaError: (as `error_type` says) too long, not JSON, or not of this contract; the message names the field.
+            KasminaError: (as `error_type` says) too long, not JSON, or not this contract; the message names the field.
         """
         where = where or cls.__name__
         if len(data) > MAX_CONTRACT_BYTES:
@@ -80,9 +81,13 @@ class Contract(BaseModel):
 
 
 class SignedContract(Contract):
-    """A contract under a signature: unknown fields and non-canonical spellings are refused."""
+    """A contract under a signature: unknown fields and non-canonical spellings are refused.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    Fields that have their default value are not written (``format`` always is), so that a field which is added later,
+    with a default, leaves the bytes and digests of everything signed before as they are. A default never changes.
+    """
+
+    model_config = ConfigDict(extra="forbid")  # the rest is inherited
 
     @classmethod
     def from_bytes(cls, data: bytes, *, where: str = "") -> Self:
@@ -91,6 +96,13 @@ class SignedContract(Contract):
         if value.to_bytes() != data:
             raise cls.error_type()(f"{where or cls.__name__}: the bytes are not in canonical form")
         return value
+
+    def to_bytes(self) -> bytes:
+        """Canonical bytes of this value, without the fields that have their default value."""
+        value = self.model_dump(mode="json", exclude_defaults=True)
+        if "format" in type(self).model_fields:
+            value["format"] = self.model_dump(mode="json", include={"format"})["format"]
+        return canonical_bytes(value)
 
     def digest(self) -> str:
         """SHA-256 of the canonical bytes."""

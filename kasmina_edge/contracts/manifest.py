@@ -21,6 +21,7 @@ MemberPath = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$")
 EngineName = Literal["litert", "onnxruntime"]
 
 MANIFEST_PATH = "manifest.json"
+RESERVED_PATHS = (MANIFEST_PATH, "tuf")  # the manifest cannot name itself; tuf/ holds the metadata
 MAX_FILE_BYTES = 512 * 1024 * 1024
 
 
@@ -51,7 +52,10 @@ class FileEntry(SignedContract):
 
 
 class ModelTensor(SignedContract):
-    """An input or output of a model file. ``scale`` and ``zero_point`` only for integer types: real = (q - zero) * scale."""
+    """An input or output of a model file.
+
+    ``scale`` and ``zero_point`` only for integer types: real = (q - zero_point) * scale.
+    """
 
     name: str
     shape: tuple[Annotated[int, Field(ge=1)], ...]
@@ -116,7 +120,10 @@ class ModelIO(SignedContract):
 
 
 class Preprocessing(SignedContract):
-    """What the runtime does to an input before the model: ``(x - mean) / std``; values outside ``valid_range`` are refused."""
+    """What the runtime does to an input before the model: ``(x - mean) / std``.
+
+    Values outside ``valid_range`` are refused.
+    """
 
     mean: float = 0.0
     std: Annotated[float, Field(gt=0)] = 1.0
@@ -209,8 +216,8 @@ class BundleManifest(SignedContract):
     def _consistent(self) -> Self:
         paths: dict[str, str] = {}
         for entry in self.files():
-            if entry.path == MANIFEST_PATH:
-                raise ValueError("manifest.json cannot name itself")
+            if entry.path in RESERVED_PATHS:
+                raise ValueError(f"no file may be called {entry.path}")
             if paths.setdefault(entry.path, entry.sha256) != entry.sha256:
                 raise ValueError(f"two files are called {entry.path}")
         if self.grafts and self.host is None:

@@ -1,4 +1,4 @@
-"""Hardware profile: one target as (chip, clock, runtime, version). Units stand in the key names; see profiles/README.md."""
+"""Hardware profile: one target as (chip, clock, runtime, version). Units stand in the key names: profiles/README.md."""
 
 from __future__ import annotations
 
@@ -56,6 +56,7 @@ class HardwareProfile(SignedContract):
 
     @classmethod
     def error_type(cls) -> type[KasminaError]:
+        """A malformed profile is an `InputError`."""
         return InputError
 
 

@@ -1,4 +1,4 @@
-"""Telemetry and the messages between device and controller. Unknown fields are ignored: an old reader meets new writers.
+"""Telemetry and the messages between device and controller. Unknown fields are ignored: old readers meet new writers.
 
 A value of None means *not measured*; zero is a measurement.
 """
@@ -18,6 +18,10 @@ Status = Literal[
 ]
 
 
+Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]  # what JSON readers and SQLite hold exactly
+Count = Annotated[int, Field(ge=0, le=2**53)]
+
+
 class _Message(Contract):
     @classmethod
     def error_type(cls) -> type[KasminaError]:
@@ -27,7 +31,7 @@ class _Message(Contract):
 class Summary(_Message):
     """Moments of one quantity over a window."""
 
-    count: Annotated[int, Field(ge=0)]
+    count: Count
     mean: float
     variance: Annotated[float, Field(ge=0)]
     minimum: float
@@ -51,26 +55,26 @@ class TelemetryRecord(_Message):
     format: Literal[1] = 1
     device: DeviceId
     bundle: str
-    release: int
+    release: Whole
     slot: Literal["a", "b", "-"] = "-"
     trial: bool = False
     source: str = "app"
-    boot: int = 0
-    sequence: int
+    boot: Whole = 0
+    sequence: Whole
     started_s: float
     duration_s: Annotated[float, Field(ge=0)]
-    frames: Annotated[int, Field(ge=0)]
-    sampled: Annotated[int, Field(ge=0)]
+    frames: Count
+    sampled: Count
     input: Summary | None = None
     score: Summary | None = None
     features: dict[str, float] | None = None
     latency_us: dict[str, float] | None = None
-    labels: dict[str, int] | None = None
+    labels: dict[str, Whole] | None = None
     drift: float | None = None
     drift_domain: str | None = None
-    check_frames: int = 0
-    check_correct: int = 0
-    dropped_records: int = 0
+    check_frames: Count = 0
+    check_correct: Count = 0
+    dropped_records: Count = 0
 
 
 class DeviceState(_Message):
@@ -78,7 +82,7 @@ class DeviceState(_Message):
 
     device: DeviceId
     online: bool
-    boot: int
+    boot: Whole
     at_s: float | None = None
 
 
@@ -86,19 +90,19 @@ class Reported(_Message):
     """What the device really runs, retained; ``status`` and ``reason`` speak of the last update."""
 
     device: DeviceId
-    boot: int
-    sequence: int
+    boot: Whole
+    sequence: Whole
     at_s: float
     name: str | None = None
     version: str | None = None
-    release: int | None = None
+    release: Whole | None = None
     digest: str | None = None
     previous: str | None = None
     status: Status = "idle"
     reason: str = ""
     offered: str | None = None
     grafts: tuple[str, ...] = ()
-    update_bytes: dict[str, int] | None = None
+    update_bytes: dict[str, Whole] | None = None
     update_seconds: float | None = None
     clock_ok: bool = True
     engine: str | None = None
@@ -107,5 +111,5 @@ class Reported(_Message):
 class Desired(_Message):
     """A nudge that something new may be there; what to install is read from signed metadata, never from this."""
 
-    release: int
+    release: Whole
     at_s: float | None = None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from kasmina_edge.errors import InputError
 
-_WORD = re.compile(r"^[a-z0-9-]{1,32}$")
+_WORD = re.compile(r"[a-z0-9-]{1,32}")
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class Topics:
 
     def __post_init__(self) -> None:
         for word in (self.root, self.site):
-            if not _WORD.match(word):
+            if not _WORD.fullmatch(word):
                 raise InputError(f"topic word {word!r}: expected 1 to 32 of a-z, 0-9 and -")
 
     def device(self, device: str, leaf: str) -> str:
         """Any leaf below a device's own folder."""
-        if device != "+" and not _WORD.match(device):
+        if device != "+" and not _WORD.fullmatch(device):
             raise InputError(f"device id {device!r}: expected 1 to 32 of a-z, 0-9 and -")
         return f"{self.root}/{self.site}/d/{device}/{leaf}"
 
@@ -78,6 +78,6 @@ class Topics:
     def device_of(self, topic: str) -> str | None:
         """The device id inside one of this site's device topics, or None."""
         parts = topic.split("/")
-        if len(parts) >= 5 and parts[:3] == [self.root, self.site, "d"] and _WORD.match(parts[3]):
+        if len(parts) >= 5 and parts[:3] == [self.root, self.site, "d"] and _WORD.fullmatch(parts[3]):
             return parts[3]
         return None

@@ -1,0 +1,68 @@
+# `make demo` shows the whole loop, `make test` tests it; both set up what they need. Fresh Debian or Ubuntu: git, python3, make.
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -ec
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
+	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+INSTALLED := $(VENV)/.installed-from-pyproject
+EXTRAS := litert,onnx,demo,fleet,trainer,dev
+export PATH := $(PATH):/usr/sbin:/sbin
+export OMP_NUM_THREADS := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# APT: install Debian packages, asking for sudo where needed; says in one sentence what is missing when it cannot.
+define APT
+if ! command -v apt-get >/dev/null; then echo "$(1) is missing and there is no apt-get here: install it, then run make again." >&2; exit 1; fi; \
+sudo=; if [ "$$(id -u)" != 0 ]; then sudo=sudo; [ -t 0 ] || sudo="sudo -n"; fi; \
+if [ -n "$$sudo" ] && ! command -v sudo >/dev/null; then echo "$(1) is missing and this user has no sudo: ask for 'apt-get install $(1)', then run make again." >&2; exit 1; fi; \
+echo "Installing $(1) with apt-get"; \
+{ $$sudo apt-get -o DPkg::Lock::Timeout=120 update -qq && \
+  $$sudo env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=120 install -y -qq --no-install-recommends $(1) >/dev/null; } || \
+{ echo "$(1) is missing and apt-get could not install it: see its message above." >&2; exit 1; }
+endef
+
+.PHONY: help install broker demo test check bench clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+install: $(INSTALLED) ## .venv with everything in it (done by the others when needed)
+
+$(INSTALLED): pyproject.toml
+	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11 or newer is needed, and python3 is older or missing: install it, then run make again." >&2; exit 1; fi
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { $(call APT,$(notdir $(PYTHON))-venv); }
+	@echo "Setting up $(VENV) (some 2.5 GB; 2 to 3 minutes the first time)"
+	@[ -x $(BIN)/python ] && $(BIN)/python -c 'import pip' 2>/dev/null || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
+	@$(BIN)/python -m pip install --no-warn-script-location -e '.[$(EXTRAS)]' 2>&1 \
+		| { grep --line-buffered -vE '^(Requirement already|WARNING: Location|Looking in|  Downloading|  Using cached|Processing)|metadata' || true; }
+	@touch $@
+
+broker:
+	@command -v mosquitto >/dev/null || { $(call APT,mosquitto); }
+
+demo: $(INSTALLED) ## the whole loop, live, then a table; under 3 minutes
+	@$(MAKE) broker || echo "Going on without mosquitto: the demo brings its own broker." >&2
+	@$(BIN)/kasmina-trainer demo $(ARGS)
+
+test: $(INSTALLED) broker ## every quick test, with coverage (floor 85 %); `make test ARGS="-k NAME"` adds to pytest's line
+	@rm -f .coverage .coverage.*
+	@mkdir -p build
+	@$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term --cov-report=html:build/coverage $(ARGS)
+
+check: $(INSTALLED) ## lint, types, import arrows, architecture tests; under a minute
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m pytest -q tests/architecture
+
+bench: $(INSTALLED) broker ## measured against its targets; `make bench only=NAME`, `make bench ARGS=--quick`
+	@$(BIN)/python -m benchmarks.run $(if $(only),--only $(only)) $(ARGS)
+
+clean: ## removes .venv and everything built
+	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage .coverage.*

@@ -1,0 +1,379 @@
+"""The verbs of one device: deploy, run, status, infer, rollback, doctor."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+from rich.status import Status
+
+from kasmina_edge.bundle import Bundle, read_file
+from kasmina_edge.cli.output import console, emit, grid, kilobytes, rows_table
+from kasmina_edge.contracts.canonical import short_digest
+from kasmina_edge.contracts.manifest import (
+    BundleManifest,
+    EngineName,
+    FileEntry,
+    ModelFile,
+    ModelTensor,
+    Parity,
+    SelfTest,
+)
+from kasmina_edge.contracts.profile import HardwareProfile, load_profile
+from kasmina_edge.engines import EngineCheck, engine_types
+from kasmina_edge.errors import BundleError, InputError, KasminaError, LinkError
+from kasmina_edge.installer import Installer, Trial
+from kasmina_edge.safety.audit import AuditLog
+from kasmina_edge.settings import Settings
+from kasmina_edge.slots import SlotStore
+from kasmina_edge.storage import make_private_folder
+from kasmina_edge.updates.trust import TrustStore, VerifiedBy, verify_bundle
+
+DataOption = Annotated[Path, typer.Option("--data", envvar="KASMINA_DATA", help="This device's data folder.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")]
+ProfileOption = Annotated[str | None, typer.Option("--profile", help="Hardware target, e.g. coral.")]
+DEFAULT_DATA = Path("kasmina-data")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the program."""
+    for verb in (deploy, run, status, infer, rollback, doctor):
+        app.command()(verb)
+
+
+def deploy(
+    bundle: Annotated[
+        Path | None, typer.Argument(help="NAME-VERSION.kasmina; left out: the newest below build/.")
+    ] = None,
+    profile: ProfileOption = None,
+    data: DataOption = DEFAULT_DATA,
+    require_accelerator: Annotated[
+        bool, typer.Option("--require-accelerator", help="Fail instead of falling back to the CPU.")
+    ] = False,
+    to: Annotated[
+        list[str] | None, typer.Option("--to", help="Device id or @group: deploy through the controller instead.")
+    ] = None,
+    offline_keys: Annotated[
+        Path | None, typer.Option("--offline-keys", help="With --to: where the targets keys are, for a host bundle.")
+    ] = None,
+    fleet: Annotated[Path | None, typer.Option("--fleet", help="With --to: the fleet folder.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Install a bundle into this device's slots, self-test it, and confirm it."""
+    path = bundle or newest_bundle(Path("build"))
+    if to:
+        from kasmina_edge.cli.fleet import publish
+
+        publish(path, to=to, offline_keys=offline_keys, fleet=fleet, as_json=as_json)
+        return
+    try:
+        _deploy_here(path, profile, data, require_accelerator=require_accelerator, as_json=as_json)
+    except KasminaError as exc:
+        exc.message = f"Not deployed: {exc.message}"
+        raise
+
+
+def _deploy_here(path: Path, profile: str | None, data: Path, *, require_accelerator: bool, as_json: bool) -> None:
+    """Verify, install, judge and commit on this machine."""
+    settings = Settings.read(data, flags={"device.profile": profile})
+    target = load_profile(settings["device.profile"])
+    opened = read_file(path)
+    make_private_folder(data)
+    store = SlotStore(data, clock=time.time)
+    with store.lock_agent(), _working(f"Deploying {opened.manifest.id}", quiet=as_json):
+        store.recover()
+        trust = TrustStore(data / "trust", clock=time.time)
+        verified = verify_bundle(opened, pinned_root=trust.root() if trust.kind else None, clock=time.time)
+        if trust.kind is None:
+            trust.pin(opened.metadata["1.root.json"])
+        audit = AuditLog(data / "audit.log", clock=time.time)
+        installer = Installer(data, store, trust, target, note=audit.append)
+        plan = trust.plan()
+        role = "desk" if verified.kind == "desk" else verified.role
+        installer.allowed(opened.manifest, plan, signed_by=role)
+        trial = installer.put_on_trial(opened, plan, require_accelerator=require_accelerator)
+        installer.commit(opened.manifest)
+    _show_deployed(opened, trial, verified, target, store, data, as_json=as_json)
+
+
+def _show_deployed(
+    bundle: Bundle,
+    trial: Trial,
+    verified: VerifiedBy,
+    profile: HardwareProfile,
+    store: SlotStore,
+    data: Path,
+    *,
+    as_json: bool,
+) -> None:
+    manifest, test = trial.manifest, trial.self_test
+    record = store.record()
+    previous = store.manifest(record.previous) if record.previous else None
+    size = kilobytes(trial.model.file.size_bytes)
+    kind = "int8" if trial.model.inputs[0].dtype in ("int8", "uint8") else trial.model.inputs[0].dtype
+    key = f"desk key {verified.key_id[:12]} (no fleet root pinned)" if verified.kind == "desk" else "fleet root"
+    rows = [
+        ("bundle", f"{size} {kind}, {key}, verified offline"),
+        ("engine", engine_line(trial.check)),
+        (
+            "self-test",
+            f"{test.passed} of {test.samples} within tolerance, p50 {test.p50_us:.0f} us, p99 {test.p99_us:.0f} us",
+        ),
+    ]
+    if trial.probes is not None:
+        beside = f", active bundle {100 * trial.probes[0]:.1f} %" if trial.probes[0] is not None else ""
+        rows.append(("probes", f"{100 * trial.probes[1]:.1f} % of {manifest.probes.samples}{beside}"))  # type: ignore[union-attr]
+    back = "previous: none"
+    if previous is not None and record.previous is not None:
+        back = f"previous: {previous.id} in slot {record.previous.upper()}, `kasmina-edge rollback` returns to it"
+    rows.append(("committed", f"slot {trial.slot.upper()}   {back}"))
+    value = {
+        "name": manifest.name,
+        "version": manifest.version,
+        "release": manifest.release,
+        "digest": manifest.digest(),
+        "slot": trial.slot,
+        "engine": trial.check.runs_on,
+        "accelerator": trial.check.accelerator,
+        "trust": verified.kind,
+        "self_test": {"passed": test.passed, "samples": test.samples, "p50_us": test.p50_us, "p99_us": test.p99_us},
+        "probes": None if trial.probes is None else {"active": trial.probes[0], "trial": trial.probes[1]},
+        "previous": previous.id if previous else None,
+        "profile": profile.name,
+    }
+    if not as_json:
+        console().print(f"Deployed {manifest.id} to this device (data folder {data})")
+    emit(value, as_json=as_json, table=rows_table(rows))
+
+
+def engine_line(check: EngineCheck) -> str:
+    """What runs where and why, for people."""
+    if not check.accelerator:
+        return check.runs_on
+    if check.runs_on == "Edge TPU":
+        return check.runs_on
+    return f"{check.runs_on:<20} Edge TPU: {check.accelerator} (kasmina-edge doctor explains)"
+
+
+def run(
+    data: DataOption = DEFAULT_DATA,
+    profile: ProfileOption = None,
+    address: Annotated[str | None, typer.Option("--address", help="Broker, e.g. mqtts://host:8883.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Allow plain mqtt:// off loopback.")] = False,
+    wait_for_broker: Annotated[
+        bool, typer.Option("--wait-for-broker", help="Keep trying when no broker answers at the start (for services).")
+    ] = False,
+) -> None:
+    """Run this device's agent until it is stopped: telemetry out, signed updates in."""
+    from kasmina_edge.agent import Agent
+    from kasmina_edge.logs import configure
+    from kasmina_edge.transport.mqtt import MqttTransport
+    from kasmina_edge.transport.transport import Transport, Will
+
+    flags: dict[str, Any] = {"device.profile": profile, "broker.address": address}
+    if insecure:
+        flags["broker.insecure"] = True
+    settings = Settings.read(data, flags=flags)
+    if not settings["broker.address"]:
+        raise InputError(
+            f"{data}: no broker address is set",
+            "Enrol this device with `kasmina-edge fleet enroll`, or pass --address.",
+        )
+    configure(settings["device.experiment_id"])
+
+    def connect(will_topic: str, will_payload: bytes) -> Transport:
+        transport = MqttTransport(
+            settings["broker.address"],
+            settings["device.id"],
+            username=settings["broker.username"] or None,
+            password=_secret(settings["broker.password_file"]),
+            ca_file=settings["broker.ca_file"] or None,
+            insecure=settings["broker.insecure"],
+            will=Will(will_topic, will_payload),
+        )
+        try:
+            transport.connect(10.0, keep_trying=wait_for_broker)
+        except LinkError:
+            if not wait_for_broker:
+                raise
+        return transport
+
+    Agent(data, settings, connect).run(stop_on_signals())
+
+
+def stop_on_signals() -> threading.Event:
+    """An event that Ctrl-C and SIGTERM set."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def status(
+    data: DataOption = DEFAULT_DATA,
+    settings: Annotated[bool, typer.Option("--settings", help="Every setting and where it came from.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """What runs here, what ran before, and why the last update ended as it did."""
+    if settings:
+        values = Settings.read(data).sources()
+        table = grid("", ("setting", "value", "from"), [(n, str(s.value), s.source) for n, s in values.items()])
+        emit({n: {"value": s.value, "from": s.source} for n, s in values.items()}, as_json=as_json, table=table)
+        return
+    if not (data / "slots").is_dir():
+        raise InputError(f"{data}: nothing is deployed here", "Deploy a bundle with `kasmina-edge deploy`.")
+    store = SlotStore(data, clock=time.time)
+    record = store.record()
+    trust = TrustStore(data / "trust", clock=time.time)
+    found = {slot: store.manifest(slot) for slot in ("a", "b")}
+    rows = []
+    for slot, manifest in found.items():
+        text = _manifest_line(manifest) if manifest else "empty"
+        mark = "active" if record.active == slot else "trial" if record.trial == slot else "previous"
+        rows.append(
+            (f"slot {slot.upper()}", f"{text}  [{mark}]".replace("[", "(").replace("]", ")") if manifest else text)
+        )
+    rows.append(("trust", f"{trust.kind or 'nothing pinned'} {trust.key_id()[:12] if trust.kind else ''}".rstrip()))
+    active = found.get(record.active) if record.active else None
+    if active is not None:
+        rows.append(("floor", f"release {trust.floor(active.name)}"))
+    if record.last_failure is not None:
+        rows.append(("last failure", f"{record.last_failure.bundle}: {record.last_failure.reason}"))
+    failure = record.last_failure
+    value = {
+        "active": None
+        if active is None
+        else {"slot": record.active, "id": active.id, "release": active.release, "digest": active.digest()},
+        "trial": record.trial,
+        "slots": {slot: m.id if m else None for slot, m in found.items()},
+        "trust": trust.kind,
+        "boot": record.boot,
+        "last_failure": None if failure is None else {"bundle": failure.bundle, "reason": failure.reason},
+    }
+    emit(value, as_json=as_json, table=rows_table(rows))
+
+
+def _manifest_line(manifest: BundleManifest) -> str:
+    grafts = ", ".join(f"{g.blueprint}@{g.site}" for g in manifest.grafts) or "no grafts"
+    return f"{manifest.id}  release {manifest.release}  {short_digest(manifest.digest())}  {grafts}"
+
+
+def infer(
+    source: Annotated[Path, typer.Argument(help="A .npy file: one input, or a batch of them.")],
+    data: DataOption = DEFAULT_DATA,
+    bundle: Annotated[Path | None, typer.Option("--bundle", help="A bundle file instead of the data folder.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run inputs from a file through the active bundle."""
+    import numpy as np
+
+    from kasmina_edge.runtime import Runtime
+
+    try:
+        frames = np.load(source, allow_pickle=False)
+    except (OSError, ValueError) as exc:
+        raise InputError(f"{source}: not an .npy file ({exc})") from exc
+    with Runtime.open(bundle or data, telemetry=None) as runtime:
+        shape = runtime.manifest.inputs[0].shape
+        single = frames.shape in (shape, shape[1:])
+        results = [runtime.infer(f) for f in ([frames] if single else frames)]
+    rows = [
+        (str(i), r.label or "-", f"{r.score:.3f}" if r.score is not None else "-", f"{r.latency_us:.0f}")
+        for i, r in enumerate(results)
+    ]
+    value = {"results": [{"label": r.label, "score": r.score, "latency_us": r.latency_us} for r in results]}
+    emit(value, as_json=as_json, table=grid("", ("#", "label", "score", "us"), rows))
+
+
+def rollback(
+    data: DataOption = DEFAULT_DATA,
+    release_quarantine: Annotated[
+        str | None, typer.Option("--release-quarantine", help="Lift the quarantine of this digest (12 characters do).")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Return to the bundle in the other slot."""
+    if not (data / "slots").is_dir():
+        raise InputError(f"{data}: nothing is deployed here", "Deploy a bundle with `kasmina-edge deploy`.")
+    store = SlotStore(data, clock=time.time)
+    audit = AuditLog(data / "audit.log", clock=time.time)
+    with store.lock_agent():
+        if release_quarantine is not None:
+            digest = store.release_quarantine(release_quarantine)
+            audit.append("quarantine_released", content_digest=digest)
+            emit({"released": digest}, as_json=as_json, table=f"Quarantine of {short_digest(digest)} lifted.")
+            return
+        record = store.roll_back("asked for by the operator")
+        manifest = store.manifest(record.active) if record.active else None
+        audit.append("rolled_back", bundle=manifest.id if manifest else "none", reason="asked for by the operator")
+    name = manifest.id if manifest else "nothing"
+    slot = (record.active or "-").upper()
+    emit({"active": name, "slot": record.active}, as_json=as_json, table=f"Active: {name} in slot {slot}.")
+
+
+def doctor(profile: ProfileOption = None, as_json: JsonOption = False) -> None:
+    """What this machine can run, and why not the rest."""
+    target = load_profile(profile or Settings.read(None)["device.profile"])
+    found = {name: engine.check(target, _any_model(name)) for name, engine in engine_types().items()}
+    rows = [
+        (name, "yes" if c.ok else "no", c.runs_on or "-", "; ".join(filter(None, (c.reason, c.accelerator))))
+        for name, c in found.items()
+    ]
+    value = {name: dataclasses.asdict(c) for name, c in found.items()}
+    emit(value, as_json=as_json, table=grid(f"profile {target.name}", ("engine", "runs", "on", "why"), rows))
+    if not any(c.ok for c in found.values()):
+        raise KasminaError("no engine runs on this machine", "Install one: pip install 'kasmina[litert]'.")
+
+
+def _any_model(engine: str) -> ModelFile:
+    """A model file that stands for any plain one of this engine."""
+    entry = FileEntry.of("model", b"")
+    tensor = ModelTensor(name="x", shape=(1,), dtype="float32")
+    return ModelFile(
+        file=entry,
+        engine=cast(EngineName, engine),
+        inputs=(tensor,),
+        outputs=(tensor,),
+        selftest=SelfTest(file=entry, samples=1, tolerance=0),
+        parity=Parity(samples=1, top1_agreement=1, max_abs_difference=0),
+    )
+
+
+def newest_bundle(build: Path) -> Path:
+    """The newest ``.kasmina`` below ``build/`` whose acceptance did not fail.
+
+    Raises:
+        InputError: There is none; the next step says how to build one.
+    """
+    found = sorted(
+        (*build.glob("*.kasmina"), *build.glob("*/*.kasmina")), key=lambda p: p.stat().st_mtime, reverse=True
+    )
+    for path in found:
+        try:
+            acceptance = read_file(path).manifest.acceptance
+        except BundleError:
+            continue
+        if acceptance is None or acceptance.accepted:
+            return path
+    raise InputError(
+        f"no bundle was built here (looked in {build}/)",
+        "Build one with `make demo`, or `kasmina-trainer train` and `kasmina-trainer export`; or name a .kasmina file.",
+    )
+
+
+def _secret(path: str) -> str | None:
+    return Path(path).read_text().strip() if path else None
+
+
+@contextlib.contextmanager
+def _working(text: str, *, quiet: bool) -> Any:
+    """A spinner on stderr while the block runs, on terminals only."""
+    err = console(stderr=True)
+    with Status(text, console=err) if err.is_terminal and not quiet else contextlib.nullcontext():
+        yield

@@ -1,0 +1,328 @@
+"""The controller's verbs: make a fleet, enrol devices, sign and publish, watch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kasmina_edge.bundle import read_file
+from kasmina_edge.cli.output import console, emit, grid, kilobytes, rows_table
+from kasmina_edge.contracts.arrays import pack_arrays
+from kasmina_edge.contracts.canonical import short_digest
+from kasmina_edge.contracts.change_plan import ChangePlan
+from kasmina_edge.errors import InputError
+from kasmina_edge.fleet.folder import FleetFolder, Limits, default_folder
+from kasmina_edge.fleet.repository import Published
+from kasmina_edge.storage import write_durable
+
+FleetOption = Annotated[
+    Path | None, typer.Option("--fleet", help="The fleet folder.", show_default="~/.config/kasmina/fleet")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")]
+OfflineOption = Annotated[Path | None, typer.Option("--offline-keys", help="Folder with the root and targets keys.")]
+ToOption = Annotated[list[str] | None, typer.Option("--to", help="Device id or @group; again for more. Default @all.")]
+app = typer.Typer(help="Sign, enrol, publish and watch a fleet.", no_args_is_help=True)
+
+
+def register(program: typer.Typer) -> None:
+    """Add the long-running verbs to the program."""
+    program.command()(controller)
+    program.command()(monitor)
+
+
+def open_fleet(folder: Path | None) -> FleetFolder:
+    """The fleet in ``folder`` or in the default place."""
+    return FleetFolder(folder or default_folder(), clock=time.time)
+
+
+@app.command()
+def init(
+    fleet: FleetOption = None,
+    offline_keys: OfflineOption = None,
+    address: Annotated[str, typer.Option("--address", help="embedded, or mqtts://host:8883.")] = "embedded",
+    site: Annotated[str, typer.Option("--site", help="Topic word of this site.")] = "main",
+    as_json: JsonOption = False,
+) -> None:
+    """Make keys and metadata for a new fleet."""
+    folder = fleet or default_folder()
+    offline = offline_keys or folder.with_name(folder.name + "-offline-keys")
+    made = FleetFolder.init(folder, offline_keys=offline, address=address, site=site, clock=time.time)
+    rows = [
+        ("fleet", str(folder)),
+        (
+            "broker",
+            made.config.address
+            + ("  (embedded, started by `kasmina-edge controller`)" if made.config.embedded else ""),
+        ),
+        ("offline keys", f"{offline}  root 2 of 3, targets 2 of 2: move them to a medium you can unplug"),
+        ("next", "kasmina-edge fleet enroll DEVICE --data FOLDER"),
+    ]
+    value = {"fleet": str(folder), "address": made.config.address, "offline_keys": str(offline), "site": site}
+    emit(value, as_json=as_json, table=rows_table(rows))
+
+
+@app.command()
+def enroll(
+    device: Annotated[str, typer.Argument(help="a-z, 0-9 and -, at most 32.")],
+    data: Annotated[Path, typer.Option("--data", help="The device's new data folder; copy it to the device.")],
+    group: Annotated[list[str] | None, typer.Option("--group", help="Groups beside `all`.")] = None,
+    profile: Annotated[str, typer.Option("--profile", help="Hardware target.")] = "x86-cpu",
+    fleet: FleetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Give a device its root, key, address and groups."""
+    groups = tuple(dict.fromkeys(("all", *(group or ()))))
+    entry = open_fleet(fleet).enroll(device, data, groups=groups, profile=profile)
+    emit(
+        {"device": device, "data": str(data), "public_key": entry.public_key, "groups": list(groups)},
+        as_json=as_json,
+        table=f"{device}: enrolled into {data} (key {entry.public_key[:12]}); start it with "
+        f"`kasmina-edge run --data {data}`",
+    )
+
+
+@app.command()
+def plan(
+    host: Annotated[Path, typer.Argument(help="The host bundle that grafts may sit on.")],
+    blueprint: Annotated[list[str], typer.Option("--blueprint", help="NAME or NAME@VERSION; again for more.")],
+    site: Annotated[list[str], typer.Option("--site", help="Seed site; again for more.")],
+    minimum_accuracy: Annotated[float, typer.Option(help="On the reference probes, 0 to 1.")] = 0.9,
+    maximum_loss: Annotated[float, typer.Option(help="Most the probes' accuracy may fall, 0 to 1.")] = 0.02,
+    maximum_parameters: Annotated[int, typer.Option(help="All grafts together.")] = 4096,
+    live_frames: Annotated[int, typer.Option(help="Live frames compared before a commit.")] = 40,
+    capture_frames: Annotated[int, typer.Option(help="Inputs a device may keep; 0: none.")] = 0,
+    capture_bytes: Annotated[int, typer.Option(help="Bytes they may take.")] = 4_000_000,
+    fleet: FleetOption = None,
+    offline_keys: OfflineOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Sign what devices will accept on a host: kinds, sites, ceilings, probes, capture."""
+    office = open_fleet(fleet)
+    limits = Limits(
+        blueprints=_blueprints(blueprint),
+        sites=tuple(site),
+        minimum_accuracy=minimum_accuracy,
+        maximum_loss=maximum_loss,
+        maximum_parameters=maximum_parameters,
+        live_frames=live_frames,
+        capture_frames=capture_frames,
+        capture_bytes=capture_bytes,
+    )
+    drafted: ChangePlan = office.draft_plan(read_file(host).manifest, limits)
+    office.repository.set_plan(drafted, _offline(office, offline_keys))
+    office.audit.append("plan_signed", bundle=drafted.bundle, serial=drafted.serial)
+    value = drafted.model_dump(mode="json")
+    emit(
+        value,
+        as_json=as_json,
+        table=f"Change plan {drafted.serial} for {drafted.bundle} signed; devices fetch it with their next check.",
+    )
+
+
+@app.command("publish")
+def publish_command(
+    bundle: Annotated[Path, typer.Argument(help="NAME-VERSION.kasmina")],
+    to: ToOption = None,
+    accept_anyway: Annotated[
+        bool, typer.Option("--accept-anyway", help="Publish although its acceptance failed; goes to the audit log.")
+    ] = False,
+    fleet: FleetOption = None,
+    offline_keys: OfflineOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Sign a bundle for devices; a running controller sends it out."""
+    publish(bundle, to=to, accept_anyway=accept_anyway, fleet=fleet, offline_keys=offline_keys, as_json=as_json)
+
+
+def publish(
+    bundle: Path,
+    *,
+    to: list[str] | None,
+    fleet: Path | None,
+    offline_keys: Path | None,
+    accept_anyway: bool = False,
+    as_json: bool = False,
+) -> None:
+    """What ``fleet publish`` and ``deploy --to`` do."""
+    office = open_fleet(fleet)
+    opened = read_file(bundle)
+    offline = None if opened.manifest.grafts else _offline(office, offline_keys)
+    published = office.publish(opened, to=to or ["@all"], offline_keys=offline, accept_anyway=accept_anyway)
+    _show_published(published, to or ["@all"], as_json=as_json)
+
+
+@app.command()
+def withdraw(
+    name: Annotated[str, typer.Argument(help="Bundle name, e.g. digits.")],
+    to: ToOption = None,
+    fleet: FleetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take the grafts back: ship the host's bytes under a new release number."""
+    published = open_fleet(fleet).withdraw(name, to=to or ["@all"])
+    _show_published(published, to or ["@all"], as_json=as_json)
+
+
+def _show_published(published: Published, to: list[str], *, as_json: bool) -> None:
+    manifest = published.manifest
+    deltas = (
+        "; ".join(
+            f"{path} {kilobytes(size)} (from {parent})"
+            for path, sizes in sorted(published.deltas.items())
+            for parent, size in sizes.items()
+        )
+        or "none"
+    )
+    rows = [
+        ("published", f"{manifest.id} as release {published.release} to {', '.join(to)}"),
+        ("digest", short_digest(manifest.digest())),
+        ("deltas", deltas),
+    ]
+    value = {
+        "name": manifest.name,
+        "version": manifest.version,
+        "release": published.release,
+        "digest": manifest.digest(),
+        "to": to,
+        "deltas": {k: dict(v) for k, v in published.deltas.items()},
+        "files": dict(published.bytes_by_file),
+    }
+    emit(value, as_json=as_json, table=rows_table(rows))
+
+
+@app.command("status")
+def fleet_status(fleet: FleetOption = None, as_json: JsonOption = False) -> None:
+    """What each device reported last."""
+    office = open_fleet(fleet)
+    views = {v.device: v for v in office.store().devices()}
+    rows: list[tuple[str, ...]] = []
+    value: dict[str, Any] = {}
+    for device in office.config.devices:
+        view = views.get(device.id)
+        reported = view.reported if view else None
+        if view is None or reported is None:
+            rows.append((device.id, "never seen", "-", "-", "-", "-"))
+            value[device.id] = None
+            continue
+        running = f"{reported.name} {reported.version}" if reported.name else "nothing"
+        rows.append(
+            (
+                device.id,
+                "online" if view.online else "offline",
+                running,
+                str(reported.release or "-"),
+                short_digest(reported.digest or "-"),
+                f"{reported.status}: {reported.reason}".rstrip(": "),
+            )
+        )
+        value[device.id] = {**json.loads(reported.to_bytes()), "online": view.online, "drift": view.drift}
+    emit(
+        {"devices": value},
+        as_json=as_json,
+        table=grid("", ("device", "state", "runs", "release", "digest", "last update"), rows),
+    )
+
+
+@app.command()
+def captures(
+    device: Annotated[str, typer.Argument(help="Whose captured inputs.")],
+    labels: Annotated[Path, typer.Option("--labels", help="Annotator's CSV: digest,label.")],
+    out: Annotated[Path, typer.Option("--out", help="Where to write the .npz for `kasmina-trainer evolve`.")],
+    fleet: FleetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Open a device's captured inputs and join them with an annotator's labels."""
+    exported = export_captures(open_fleet(fleet), device, labels)
+    write_durable(out, pack_arrays({"x": exported.x, "y": exported.y}))
+    write_durable(out.with_suffix(".batches.json"), json.dumps(list(exported.batches)).encode())
+    emit(
+        {"samples": len(exported.y), "unlabelled": exported.unlabelled, "unknown": exported.unknown, "out": str(out)},
+        as_json=as_json,
+        table=f"{len(exported.y)} labelled inputs of {device} written to {out} "
+        f"({exported.unlabelled} without a label, {exported.unknown} labels without an input)",
+    )
+
+
+def export_captures(office: FleetFolder, device: str, labels: Path) -> Any:
+    """Captured inputs of one device with labels; see `kasmina_edge.fleet.captures`."""
+    from kasmina_edge.fleet.captures import export_labelled, read_annotations
+
+    entry = next((d for d in office.config.devices if d.id == device), None)
+    if entry is None:
+        raise InputError(f"{device}: not enrolled here", f"Enrolled: {', '.join(d.id for d in office.config.devices)}.")
+    return export_labelled(
+        office.store(), office.sealing_key(), {device: entry.public_key}, read_annotations(labels), devices=[device]
+    )
+
+
+def controller(
+    fleet: FleetOption = None,
+    ready_file: Annotated[Path | None, typer.Option("--ready-file", help="Written when the controller serves.")] = None,
+) -> None:
+    """Serve the fleet until stopped: publish metadata, answer requests, remember what devices say."""
+    from kasmina_edge.cli.device import stop_on_signals
+    from kasmina_edge.fleet.controller import Controller
+    from kasmina_edge.logs import configure
+    from kasmina_edge.transport.broker import start_embedded
+    from kasmina_edge.transport.mqtt import MqttTransport
+
+    office = open_fleet(fleet)
+    configure("controller")
+    stop = stop_on_signals()
+    with contextlib.ExitStack() as stack:
+        if office.config.embedded:
+            port = int(office.config.address.rsplit(":", 1)[1])
+            stack.enter_context(start_embedded(port, office.folder / "broker"))
+        transport = MqttTransport(office.config.address, "controller")
+        transport.connect(10.0)
+        stack.callback(transport.close)
+        store = office.store()
+        served = Controller(office.folder / "repository", transport, office.topics, store, clock=time.time)
+        if ready_file is not None:
+            write_durable(ready_file, json.dumps({"address": office.config.address}).encode())
+        served.run(stop)
+
+
+def monitor(
+    fleet: FleetOption = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Redraw every second until Ctrl-C.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """A picture of the fleet: drift, accuracy on check frames, alerts."""
+    from rich.live import Live
+
+    from kasmina_edge.fleet.monitor import fleet_alerts, fleet_table
+
+    store = open_fleet(fleet).store()
+    if as_json or not watch:
+        views = store.devices()
+        alerts = fleet_alerts(views, now=time.time())
+        emit(
+            {"devices": [v.device for v in views], "alerts": [a.text for a in alerts]},
+            as_json=as_json,
+            table=fleet_table(views, now=time.time()),
+        )
+        return
+    with Live(console=console(), refresh_per_second=2) as live, contextlib.suppress(KeyboardInterrupt):
+        while True:
+            live.update(fleet_table(store.devices(), now=time.time()))
+            time.sleep(1.0)
+
+
+def _blueprints(names: list[str]) -> dict[str, tuple[int, ...]]:
+    allowed: dict[str, tuple[int, ...]] = {}
+    for name in names:
+        kind, _, version = name.partition("@")
+        if version and not version.isdigit():
+            raise InputError(f"--blueprint {name}: expected NAME or NAME@VERSION")
+        allowed[kind] = (*allowed.get(kind, ()), int(version or 1))
+    return allowed
+
+
+def _offline(office: FleetFolder, given: Path | None) -> Path:
+    return given or office.folder.with_name(office.folder.name + "-offline-keys")

@@ -1,0 +1,125 @@
+"""How both programs speak: tables for people, one JSON object for machines, one sentence for errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from kasmina_edge.errors import KasminaError
+
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 the thing asked for failed, 2 wrong call, 3 refused by trust or change plan, "
+    "4 this machine cannot, 5 unreachable, 6 rolled back."
+)
+
+PIPE_WIDTH = 160
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that colours only a terminal and honours ``NO_COLOR``; files and pipes get wide lines."""
+    made = Console(stderr=stderr, highlight=False)
+    return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=PIPE_WIDTH)
+
+
+def emit(value: dict[str, Any], *, as_json: bool, table: Table | Text | str | None = None) -> None:
+    """Print ``value`` as one JSON object, or ``table`` for people (nothing when it is None)."""
+    if as_json:
+        sys.stdout.write(json.dumps(value, sort_keys=True, ensure_ascii=False) + "\n")
+    elif table is not None:
+        console().print(table)
+
+
+def rows_table(rows: Iterable[Sequence[str]]) -> Table:
+    """Label and text in two aligned columns, without lines: the look of ``kasmina-edge deploy``."""
+    table = Table(show_header=False, box=None, padding=(0, 2), pad_edge=True)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table with a header line."""
+    table = Table(title=title, title_justify="left", box=None, header_style="bold", padding=(0, 2))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def run_app(app: typer.Typer, argv: Sequence[str] | None, *, program: str) -> int:
+    """Run a typer app; typed errors become one sentence, the next step and an exit code.
+
+    ``--debug`` anywhere in the call shows the traceback instead. Usage errors exit with 2, Ctrl-C with 130.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    if argv is None and not debug:
+        hush_native_libraries()
+    args = [a for a in args if a != "--debug"]
+    try:
+        app(args=args, prog_name=program)
+    except SystemExit as exc:
+        return exc.code if isinstance(exc.code, int) else (0 if exc.code is None else 1)
+    except KasminaError as exc:
+        if debug:
+            raise
+        report_error(exc, as_json="--json" in args)
+        return exc.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as exc:
+        if debug:
+            raise
+        fault = KasminaError(
+            f"unexpected {type(exc).__name__}: {exc}",
+            "This is a fault in Kasmina; run again with --debug and report it.",
+        )
+        report_error(fault, as_json="--json" in args)
+        return 1
+    return 0
+
+
+def hush_native_libraries() -> None:
+    """Send what C++ libraries write to file descriptor 2 to nowhere; Python's own ``stderr`` goes where it went."""
+    kept = os.dup(2)
+    sys.stderr = os.fdopen(kept, "w", encoding="utf-8", errors="backslashreplace", buffering=1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+
+
+def report_error(exc: KasminaError, *, as_json: bool) -> None:
+    """One error on stderr (or as JSON on stdout)."""
+    if as_json:
+        body = {"error": exc.kind, "message": exc.message, "next_step": exc.next_step, "exit_code": exc.exit_code}
+        sys.stdout.write(json.dumps(body, sort_keys=True) + "\n")
+        return
+    err = console(stderr=True)
+    err.print(Text(exc.message, style="bold red"))
+    tail = f"(exit {exc.exit_code})"
+    err.print(Text(f"{exc.next_step} {tail}" if exc.next_step else tail))
+
+
+def kilobytes(size: int) -> str:
+    """``88 kB`` or ``940 B``: decimal units.
+
+    >>> kilobytes(88256), kilobytes(5600), kilobytes(940)
+    ('88 kB', '5.6 kB', '940 B')
+    """
+    if size < 1000:
+        return f"{size} B"
+    return f"{size / 1000:.1f} kB" if size < 10_000 else f"{size / 1000:.0f} kB"

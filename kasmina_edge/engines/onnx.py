@@ -1,0 +1,99 @@
+"""ONNX Runtime: ``.onnx`` files on the CPU provider."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from kasmina_edge.contracts.manifest import EngineName, ModelFile
+from kasmina_edge.contracts.profile import HardwareProfile
+from kasmina_edge.engines.engine import Engine, EngineCheck, LoadedTensor
+from kasmina_edge.errors import EngineError
+
+Array = npt.NDArray[Any]
+INSTALL = "Install it with `pip install 'kasmina[onnx]'`."
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+    "tensor(int16)": "int16",
+    "tensor(int32)": "int32",
+}
+_ERRORS_ONLY = 3
+
+
+def load_library() -> Any:
+    """The ``onnxruntime`` module.
+
+    Raises:
+        EngineError: It is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as exc:
+        raise EngineError(f"ONNX Runtime is not installed ({exc})", INSTALL) from exc
+    return onnxruntime
+
+
+class OnnxEngine(Engine):
+    """Runs ``.onnx`` files. Buffers are bound once, so that a run copies the frame in and the answer out, no more."""
+
+    name: ClassVar[EngineName] = "onnxruntime"
+
+    @classmethod
+    def check(cls, profile: HardwareProfile, model: ModelFile) -> EngineCheck:
+        """See `Engine.check`; this engine knows no accelerator."""
+        try:
+            version = load_library().__version__
+        except EngineError as exc:
+            return EngineCheck(False, "", f"{exc.message}. {exc.next_step}")
+        if model.compiled_for is not None:
+            return EngineCheck(False, "", f"{model.file.path} is compiled for {model.compiled_for}")
+        accelerator = "ONNX Runtime does not reach an Edge TPU" if profile.accelerator == "edgetpu" else ""
+        return EngineCheck(True, "ONNX Runtime CPU", f"ONNX Runtime {version}", accelerator)
+
+    def _load(self, data: bytes, profile: HardwareProfile) -> tuple[list[LoadedTensor], list[LoadedTensor]]:
+        library = load_library()
+        options = library.SessionOptions()
+        options.intra_op_num_threads = profile.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _ERRORS_ONLY
+        session = library.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        self._session = session
+        self._binding = session.io_binding()
+        nodes = {node.name: _DTYPES.get(node.type) for node in (*session.get_inputs(), *session.get_outputs())}
+        self._values: list[Any] = []
+        self._bound_inputs: list[Array] = []
+        self._bound_outputs: list[Array] = []
+        for tensors, bind, bound in (
+            (self.model.inputs, self._binding.bind_ortvalue_input, self._bound_inputs),
+            (self.model.outputs, self._binding.bind_ortvalue_output, self._bound_outputs),
+        ):
+            for tensor in tensors:
+                buffer = np.zeros(tensor.shape, tensor.dtype)
+                bound.append(buffer)
+                if nodes.get(tensor.name) == tensor.dtype:  # else the comparison with the manifest refuses it
+                    value = library.OrtValue.ortvalue_from_numpy(buffer)
+                    if value.data_ptr() != buffer.ctypes.data:
+                        raise EngineError(f"ONNX Runtime {library.__version__} copies bound buffers", INSTALL)
+                    bind(tensor.name, value)
+                    self._values.append(value)
+        self.runs_on = "ONNX Runtime CPU"
+        return [_describe(node) for node in session.get_inputs()], [_describe(node) for node in session.get_outputs()]
+
+    def _run(self, inputs: list[Array]) -> list[Array]:
+        for bound, array in zip(self._bound_inputs, inputs, strict=True):
+            bound[...] = array
+        self._session.run_with_iobinding(self._binding)
+        return [bound.copy() for bound in self._bound_outputs]
+
+    def _close(self) -> None:
+        self._binding = self._session = None
+        self._values.clear()
+
+
+def _describe(node: Any) -> LoadedTensor:
+    shape = tuple(n if isinstance(n, int) else None for n in node.shape)
+    return LoadedTensor(str(node.name), shape, _DTYPES.get(node.type, str(node.type)))

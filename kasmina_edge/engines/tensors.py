@@ -1,0 +1,220 @@
+"""Between the app's numbers and the model's: checking a frame, quantizing, de-quantizing, and the top score.
+
+Quantization is the affine scheme of TFLite and ONNX: ``real = (q - zero_point) * scale`` (Jacob et al. 2018,
+arXiv:1712.05877), after the manifest's pre-processing ``(x - mean) / std``. Everything that turns a frame into model
+numbers, on a device or in an export, goes through this file, so that both sides round alike.
+"""
+
+from __future__ import annotations
+
+import math
+from math import exp
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kasmina_edge.contracts.manifest import ModelIO, ModelTensor, Preprocessing
+from kasmina_edge.errors import InputError
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float32]
+
+_SMALL = 64
+_ARRAY, _FLOAT32 = np.ndarray, np.dtype(np.float32)
+_ASK = "Pass a float32 array of the manifest's shape, with or without the leading 1."
+
+
+def same_layout(model_shape: tuple[int, ...], app_shape: tuple[int, ...]) -> bool:
+    """Whether the two shapes differ by axes of length 1 only, so that reshaping moves no value.
+
+    >>> same_layout((1, 1, 16, 16), (1, 16, 16, 1)), same_layout((1, 3, 8, 8), (1, 8, 8, 3))
+    (True, False)
+    """
+    return [n for n in model_shape if n != 1] == [n for n in app_shape if n != 1]
+
+
+class InputConverter:
+    """Checks frames of one input and writes them in the model's own numbers.
+
+    The result lies in a buffer that the next call overwrites: one converter belongs to one engine and its lock.
+
+    Args:
+        tensor: The model's input.
+        pre: The manifest's pre-processing.
+        io: The input as the app sees it; without it, the tensor's own name and shape.
+    """
+
+    def __init__(self, tensor: ModelTensor, pre: Preprocessing, io: ModelIO | None = None) -> None:
+        self.name = io.name if io else tensor.name
+        self.shape = tuple(io.shape if io else tensor.shape)
+        self._short = self.shape[1:] if self.shape[:1] == (1,) else self.shape
+        self._model_shape = tuple(tensor.shape)
+        scale = (tensor.scale or 1.0) * pre.std
+        self._factor = np.array(1.0 / scale, np.float32)  # arrays: a ufunc converts a scalar anew at every call
+        self._offset = np.array((tensor.zero_point or 0) - pre.mean / scale, np.float32)
+        self._plain = scale == 1.0 and self._offset == 0.0
+        low, high = pre.valid_range or (-float(np.finfo(np.float32).max), float(np.finfo(np.float32).max))
+        self._low, self._high = float(np.float32(low)), float(np.float32(high))
+        self._rounds = tensor.dtype != "float32"
+        self._least: Floats | None = None
+        self._most: Floats | None = None
+        if self._rounds:
+            info = np.iinfo(tensor.dtype)
+            if not self._of(self._low) >= info.min:
+                self._least = _float_inside(int(info.min), up=True)
+            if not self._of(self._high) <= info.max:
+                self._most = _float_inside(int(info.max), up=False)
+        self._work = np.empty(self._model_shape, np.float32)
+        self._quantized = self._work if not self._rounds else np.empty(self._model_shape, tensor.dtype)
+
+    def check(self, x: object) -> Floats:
+        """The frame as float32 of the model's shape (a view where nothing had to change).
+
+        Raises:
+            InputError: Not an array of real floating-point numbers, another shape, NaN or infinity, or outside
+                the manifest's valid range; the message carries what was expected and what came.
+        """
+        if type(x) is not _ARRAY or (x.dtype is not _FLOAT32 and x.dtype != _FLOAT32):
+            x = self._as_floats(x)
+        shape = x.shape
+        if shape != self.shape and shape != self._short:
+            raise InputError(f"input {self.name!r}: expected shape {self.shape}, got {shape}", _ASK)
+        low, high = x.item(x.argmin()), x.item(x.argmax())  # a NaN is both
+        if not (low >= self._low and high <= self._high):
+            self._refuse(low, high)
+        return x if shape == self._model_shape else x.reshape(self._model_shape)
+
+    def convert(self, x: Floats) -> Array:
+        """A frame that `check` returned, in the model's dtype and shape."""
+        work = self._work
+        if self._plain:
+            np.copyto(work, x)
+        else:
+            np.multiply(x, self._factor, work)
+            np.add(work, self._offset, work)
+        if not self._rounds:
+            return work
+        np.rint(work, work)
+        if self._least is not None:
+            np.maximum(work, self._least, out=work)
+        if self._most is not None:
+            np.minimum(work, self._most, out=work)
+        self._quantized[...] = work
+        return self._quantized
+
+    def _of(self, value: float) -> float:
+        """Where an end of the valid range lands among the integers; an end that saturates is the only one clipped."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            return float(np.rint(np.float32(value) * self._factor + self._offset))
+
+    def _as_floats(self, x: object) -> Floats:
+        try:
+            array = np.asarray(x)
+        except (ValueError, TypeError) as exc:
+            raise InputError(f"input {self.name!r}: not an array ({exc})", _ASK) from exc
+        if array.dtype.kind != "f" or array.dtype.itemsize > 8:
+            raise InputError(
+                f"input {self.name!r}: expected float32, got {array.dtype}",
+                "Convert the frame first, in the units the bundle was trained on, e.g. frame.astype('float32') / 255.",
+            )
+        with np.errstate(over="ignore"):
+            return np.asarray(array, dtype=np.float32)
+
+    def _refuse(self, low: float, high: float) -> None:
+        if math.isnan(low) or math.isnan(high):
+            raise InputError(f"input {self.name!r}: holds NaN")
+        raise InputError(
+            f"input {self.name!r}: expected values from {self._low:g} to {self._high:g}, got {low:g} to {high:g}"
+        )
+
+
+def _float_inside(limit: int, *, up: bool) -> Floats:
+    """The float32 nearest to an integer limit that does not lie beyond it (2**31 - 1 has no float32 of its own)."""
+    value = np.float32(limit)
+    if (int(value) < limit) if up else (int(value) > limit):
+        value = np.nextafter(value, np.float32(0.0))
+    return np.array(value, np.float32)
+
+
+class OutputConverter:
+    """Writes one model output as float32, in the shape the app sees."""
+
+    def __init__(self, tensor: ModelTensor, io: ModelIO | None = None) -> None:
+        self.name = io.name if io else tensor.name
+        self._shape = tuple(io.shape if io else tensor.shape)
+        self._scale, self._zero = tensor.scale, tensor.zero_point or 0
+        self._table: Floats | None = None
+        self._decay: list[float] = []
+        self._is_row = len(tensor.shape) == 2 and tensor.shape[0] == 1
+        self._copies = tensor.dtype == "float32"
+        if self._scale is not None and tensor.dtype in ("int8", "uint8"):
+            values = np.arange(256, dtype=np.uint8).view(tensor.dtype).astype(np.float64)
+            self._table = ((values - self._zero) * self._scale).astype(np.float32)
+            self._decay = np.exp(np.arange(256) * -self._scale).tolist()
+
+    def convert(self, q: Array) -> Floats:
+        """Real numbers, in an array that belongs to the caller."""
+        if self._table is not None:
+            real = self._table.take(q.view(np.uint8))
+        elif self._scale is not None:
+            real = ((q.astype(np.float64) - self._zero) * self._scale).astype(np.float32)
+        else:
+            real = q.astype(np.float32, copy=self._copies)
+        return real if real.shape == self._shape else real.reshape(self._shape)
+
+    def top(self, q: Array) -> tuple[int, float]:
+        """`softmax_score` of what the model said; for few 8-bit logits by table, which takes half the time."""
+        if not self._decay or q.size > _SMALL:
+            return softmax_score(self.convert(q))
+        values: list[int] = q.tolist()[0] if self._is_row else q.ravel().tolist()
+        top, decay = max(values), self._decay
+        return values.index(top), 1.0 / sum([decay[top - value] for value in values])
+
+
+def to_model(x: object, tensor: ModelTensor, pre: Preprocessing) -> Array:
+    """One frame in the model's dtype and shape; the rounding of `InputConverter`, without its reuse.
+
+    Args:
+        x: float32 or float64, of the tensor's shape up to axes of length 1.
+        tensor: The model's input.
+        pre: The manifest's pre-processing; values outside its valid range are refused.
+
+    Raises:
+        InputError: As `InputConverter.check`.
+
+    >>> tensor = ModelTensor(name="x", shape=(1, 2), dtype="int8", scale=0.5, zero_point=3)
+    >>> to_model(np.array([1.0, -1.0]), tensor, Preprocessing()).tolist()
+    [[5, 1]]
+    """
+    converter = InputConverter(tensor, pre)
+    array = np.asarray(x) if isinstance(x, np.ndarray | list | tuple) else x
+    if isinstance(array, np.ndarray) and array.shape != converter.shape and same_layout(array.shape, converter.shape):
+        array = array.reshape(converter.shape)
+    return converter.convert(converter.check(array))
+
+
+def from_model(q: Array, tensor: ModelTensor) -> Floats:
+    """A model output as float32: ``(q - zero_point) * scale`` for integers, the values themselves for floats.
+
+    >>> tensor = ModelTensor(name="y", shape=(2,), dtype="uint8", scale=0.25, zero_point=4)
+    >>> from_model(np.array([4, 8], np.uint8), tensor).tolist()
+    [0.0, 1.0]
+    """
+    return OutputConverter(tensor).convert(q)
+
+
+def softmax_score(logits: Array) -> tuple[int, float]:
+    """The class with the largest logit (the first of equals) and its share under softmax; NaN if a logit is NaN.
+
+    >>> softmax_score(np.array([0.0, 0.0], np.float32))
+    (0, 0.5)
+    """
+    if logits.size > _SMALL:
+        flat = logits.ravel()
+        index = int(flat.argmax())
+        return index, float(1.0 / np.exp(flat - flat[index], dtype=np.float64).sum())
+    values: list[float] = logits.ravel().tolist()
+    top = max(values)
+    total = sum([exp(value - top) for value in values])
+    return values.index(top), 1.0 / total

@@ -1,0 +1,279 @@
+"""A fleet's folder on the controller's machine: signing repository, sealing key, enrolled devices, store, audit log.
+
+It lives outside any source repository (default ``~/.config/kasmina/fleet``), 0700. The offline keys (root, targets) are
+made into a folder of their own, which belongs on a medium that is only plugged in to sign a host or a change plan.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kasmina_edge.bundle import Bundle
+from kasmina_edge.contracts.canonical import Contract
+from kasmina_edge.contracts.change_plan import CaptureBudget, ChangePlan, HealthLimits
+from kasmina_edge.contracts.manifest import BundleManifest
+from kasmina_edge.contracts.profile import load_profile
+from kasmina_edge.contracts.topics import Topics
+from kasmina_edge.errors import InputError, KasminaError
+from kasmina_edge.fleet.repository import Published, Repository
+from kasmina_edge.fleet.store import FleetStore
+from kasmina_edge.safety.audit import AuditLog
+from kasmina_edge.safety.encryption import (
+    load_sealing_key,
+    new_sealing_key,
+    new_signing_key,
+    public_hex,
+)
+from kasmina_edge.settings import write_settings
+from kasmina_edge.storage import make_private_folder, write_durable
+from kasmina_edge.transport.broker import free_port
+from kasmina_edge.updates.trust import TrustStore
+
+DEFAULT_GROWTH_BYTES = 32_768
+
+
+class Device(Contract):
+    """An enrolled device as the controller knows it; ``public_key`` verifies what the device signs."""
+
+    id: str
+    public_key: str
+    groups: tuple[str, ...]
+    profile: str
+
+    @classmethod
+    def error_type(cls) -> type[KasminaError]:
+        """A damaged register is for the operator to mend."""
+        return InputError
+
+
+class FleetConfig(Contract):
+    """Where the fleet meets; ``embedded`` starts a broker for trusted devices inside the controller."""
+
+    name: str
+    site: str
+    address: str
+    embedded: bool = False
+    devices: tuple[Device, ...] = ()
+
+    @classmethod
+    def error_type(cls) -> type[KasminaError]:
+        """A damaged register is for the operator to mend."""
+        return InputError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a drafted change plan allows, beyond the host it is for; see `ChangePlan` for units."""
+
+    blueprints: Mapping[str, tuple[int, ...]]
+    sites: tuple[str, ...]
+    maximum_parameters: int = 4096
+    maximum_growth_bytes: int = DEFAULT_GROWTH_BYTES
+    minimum_accuracy: float = 0.9
+    maximum_loss: float = 0.02
+    maximum_latency_us: float | None = None
+    live_frames: int = 40
+    live_timeout_s: float = 30.0
+    capture_frames: int = 0
+    capture_bytes: int = 0
+
+
+def default_folder() -> Path:
+    """``$KASMINA_FLEET`` or ``~/.config/kasmina/fleet``."""
+    named = os.environ.get("KASMINA_FLEET")
+    if named:
+        return Path(named)
+    base = os.environ.get("XDG_CONFIG_HOME")
+    return (Path(base) if base else Path.home() / ".config") / "kasmina" / "fleet"
+
+
+class FleetFolder:
+    """The controller's side of everything that is signed, enrolled or remembered."""
+
+    def __init__(self, folder: Path, *, clock: Callable[[], float]) -> None:
+        self.folder = folder
+        self._clock = clock
+        path = folder / "fleet.json"
+        if not path.is_file():
+            raise InputError(f"{folder}: not a fleet folder", "Make one with `kasmina-edge fleet init`.")
+        self.config = FleetConfig.from_bytes(path.read_bytes(), where=str(path))
+        self.audit = AuditLog(folder / "audit.log", clock=clock)
+        self.repository = Repository.open(folder / "repository", clock=clock)
+
+    @classmethod
+    def init(
+        cls,
+        folder: Path,
+        *,
+        offline_keys: Path,
+        address: str = "embedded",
+        site: str = "main",
+        name: str = "fleet",
+        clock: Callable[[], float],
+    ) -> FleetFolder:
+        """Make keys, metadata and an empty register.
+
+        Raises:
+            InputError: The folder holds a fleet already.
+        """
+        if (folder / "fleet.json").exists():
+            raise InputError(f"{folder}: a fleet is there already", "Choose another --fleet folder.")
+        Topics(site=site)
+        make_private_folder(folder)
+        embedded = address == "embedded"
+        config = FleetConfig(
+            name=name, site=site, embedded=embedded, address=f"mqtt://127.0.0.1:{free_port()}" if embedded else address
+        )
+        Repository.init(folder / "repository", name=name, offline_keys=offline_keys, clock=clock)
+        new_sealing_key(folder / "sealing.key")
+        write_durable(folder / "fleet.json", config.to_bytes())
+        fleet = cls(folder, clock=clock)
+        fleet.audit.append("fleet_made", site=site, address=config.address)
+        return fleet
+
+    @property
+    def topics(self) -> Topics:
+        """Topics of this fleet's site."""
+        return Topics(site=self.config.site)
+
+    def store(self) -> FleetStore:
+        """The controller's memory: reports, telemetry, captures."""
+        return FleetStore(self.folder / "fleet.db")
+
+    def sealing_key(self) -> Any:
+        """The private key that opens captures; it never leaves this folder."""
+        return load_sealing_key(self.folder / "sealing.key")
+
+    def enroll(self, device: str, data: Path, *, groups: Sequence[str] = ("all",), profile: str = "x86-cpu") -> Device:
+        """Give a device its root, its own Ed25519 key, its address and its groups, in a fresh data folder.
+
+        Raises:
+            InputError: The id is taken, or the folder belongs to a device already.
+        """
+        Topics().device(device, "state")
+        load_profile(profile)
+        if any(d.id == device for d in self.config.devices):
+            raise InputError(f"device {device} is enrolled already", "Choose another id.")
+        if (data / "device.key").exists():
+            raise InputError(f"{data}: belongs to a device already", "Enrol into an empty folder.")
+        make_private_folder(data)
+        key = new_signing_key(data / "device.key")
+        trust = TrustStore(data / "trust", clock=self._clock)
+        trust.pin(self.repository.root_bytes())
+        write_settings(
+            data / "kasmina.toml",
+            {
+                "device.id": device,
+                "device.site": self.config.site,
+                "device.groups": tuple(groups),
+                "device.profile": profile,
+                "device.experiment_id": secrets.token_hex(4),
+                "broker.address": self.config.address,
+            },
+        )
+        entry = Device(id=device, public_key=public_hex(key), groups=tuple(groups), profile=profile)
+        self.config = self.config.model_copy(update={"devices": (*self.config.devices, entry)})
+        write_durable(self.folder / "fleet.json", self.config.to_bytes())
+        self.audit.append("device_enrolled", device=device, groups=list(groups))
+        return entry
+
+    def recipients(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Check device ids and ``@group`` names against the register.
+
+        Raises:
+            InputError: A name is neither an enrolled device nor a group of one.
+        """
+        groups = {g for d in self.config.devices for g in d.groups}
+        for name in names:
+            known = name[1:] in groups if name.startswith("@") else any(d.id == name for d in self.config.devices)
+            if not known:
+                raise InputError(
+                    f"{name}: no such device or group",
+                    f"Enrolled: {', '.join(d.id for d in self.config.devices) or 'none'}; "
+                    f"groups: {', '.join('@' + g for g in sorted(groups)) or 'none'}.",
+                )
+        return tuple(names)
+
+    def draft_plan(self, host: BundleManifest, limits: Limits) -> ChangePlan:
+        """The change plan for grafts on ``host``; its serial is one above the last.
+
+        Raises:
+            InputError: The host has no reference probes, and a plan without them could not be enforced.
+        """
+        if host.probes is None:
+            raise InputError(f"{host.id}: has no reference probes", "Export the host with probes first.")
+        serial_path = self.folder / "plan-serials.json"
+        serials: dict[str, int] = json.loads(serial_path.read_bytes()) if serial_path.is_file() else {}
+        serials[host.name] = serials.get(host.name, 0) + 1
+        write_durable(serial_path, json.dumps(serials, sort_keys=True).encode())
+        capture = None
+        if limits.capture_frames:
+            capture = CaptureBudget(max_frames=limits.capture_frames, max_bytes=limits.capture_bytes)
+        return ChangePlan(
+            bundle=host.name,
+            serial=serials[host.name],
+            hosts=(host.content_digest(),),
+            blueprints=dict(limits.blueprints),
+            sites=limits.sites,
+            maximum_parameters=limits.maximum_parameters,
+            maximum_growth_bytes=limits.maximum_growth_bytes,
+            maximum_latency_us=limits.maximum_latency_us,
+            health=HealthLimits(
+                probes=host.probes.file.sha256,
+                minimum_accuracy=limits.minimum_accuracy,
+                maximum_loss=limits.maximum_loss,
+                live_frames=limits.live_frames,
+                live_timeout_s=limits.live_timeout_s,
+            ),
+            capture=capture,
+            controller_key=public_hex(self.sealing_key()) if capture else None,
+        )
+
+    def publish(
+        self,
+        bundle: Bundle,
+        *,
+        to: Sequence[str],
+        offline_keys: Path | None = None,
+        plan: ChangePlan | None = None,
+        accept_anyway: bool = False,
+    ) -> Published:
+        """Sign a bundle for ``to``; a running controller sees it and sends it out.
+
+        Raises:
+            InputError: Its acceptance failed, a key is missing, or a recipient is unknown.
+        """
+        published = self.repository.publish(
+            bundle,
+            to=self.recipients(to),
+            offline_keys=offline_keys,
+            plan=plan,
+            accept_anyway=accept_anyway,
+            audit=self.audit.append,
+        )
+        self.audit.append("published", bundle=bundle.manifest.id, release=published.release, to=list(to))
+        self._expect(published.manifest)
+        return published
+
+    def _expect(self, manifest: BundleManifest) -> None:
+        """Tell the monitor which accuracy on check frames this bundle was published with."""
+        proven = manifest.acceptance.clean_after if manifest.acceptance else manifest.models[0].parity.accuracy
+        if proven is not None:
+            store = self.store()
+            try:
+                store.set_expected_accuracy(manifest.digest(), proven)
+            finally:
+                store.close()
+
+    def withdraw(self, name: str, *, to: Sequence[str]) -> Published:
+        """Ship the host's bytes again under a new release number: the grafts are gone."""
+        published = self.repository.withdraw(name, to=self.recipients(to))
+        self.audit.append("withdrawn", bundle=name, release=published.release, to=list(to))
+        self._expect(published.manifest)
+        return published

@@ -1,0 +1,181 @@
+"""The picture of a fleet: what is known of each device, the alerts that follow from it, and a table for people.
+
+Pure functions over `DeviceView` values; `FleetStore.devices` makes the views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from rich.table import Table
+from rich.text import Text
+
+from kasmina_edge.contracts.canonical import short_digest
+from kasmina_edge.contracts.record import Reported, TelemetryRecord
+from kasmina_edge.safety.alerts import (
+    Alert,
+    AlertLimits,
+    accuracy_alert,
+    drift_alert,
+    dropped_alert,
+    silence_alert,
+    update_alert,
+)
+
+ACCURACY_WINDOWS = 15
+
+
+class WindowView(NamedTuple):
+    """What the monitor remembers of one telemetry window."""
+
+    bundle: str
+    release: int
+    drift: float | None
+    check_frames: int
+    check_correct: int
+
+
+@dataclass(frozen=True)
+class DeviceView:
+    """What is known of one device; None is *not known*, never zero.
+
+    Attributes:
+        online: What its birth or will said last.
+        boot: The boot counter of that message.
+        reported: What it says it runs.
+        last_heard_s: When its last telemetry, report or state arrived, on the controller's clock.
+        latest: Its newest telemetry record.
+        windows: Its last windows, oldest first.
+        expected_accuracy: What the bundle of the newest record was accepted at, as a share.
+        alerts: What stands now.
+    """
+
+    device: str
+    online: bool | None = None
+    boot: int | None = None
+    reported: Reported | None = None
+    last_heard_s: float | None = None
+    latest: TelemetryRecord | None = None
+    windows: tuple[WindowView, ...] = ()
+    expected_accuracy: float | None = None
+    alerts: tuple[Alert, ...] = ()
+
+    @property
+    def last_telemetry_s(self) -> float | None:
+        """End of the newest telemetry window, on the device's clock."""
+        return None if self.latest is None else self.latest.started_s + self.latest.duration_s
+
+    @property
+    def drift(self) -> float | None:
+        """Drift of the newest window that has one under the bundle of the newest record."""
+        return next((w.drift for w in reversed(self._present()) if w.drift is not None), None)
+
+    @property
+    def checks(self) -> tuple[int, int]:
+        """Check frames, and how many of them were right, in the last windows under the present bundle."""
+        recent = self._present()[-ACCURACY_WINDOWS:]
+        return sum(w.check_frames for w in recent), sum(w.check_correct for w in recent)
+
+    @property
+    def check_accuracy(self) -> float | None:
+        """Share of check frames that were right; None when there were none."""
+        seen, right = self.checks
+        return right / seen if seen else None
+
+    def _present(self) -> list[WindowView]:
+        if self.latest is None:
+            return []
+        subject = self.latest.bundle, self.latest.release
+        return [w for w in self.windows if (w.bundle, w.release) == subject]
+
+
+def window_view(record: TelemetryRecord) -> WindowView:
+    """The part of a record that the monitor remembers."""
+    return WindowView(record.bundle, record.release, record.drift, record.check_frames, record.check_correct)
+
+
+def device_alerts(view: DeviceView, *, now: float, limits: AlertLimits | None = None) -> tuple[Alert, ...]:
+    """Every alert that stands for one device.
+
+    Args:
+        view: What is known of it.
+        now: The controller's clock, seconds since 1970 UTC.
+        limits: Where the lines are.
+    """
+    limits = limits or AlertLimits()
+    seen, right = view.checks
+    reported = view.reported
+    domain = view.latest.drift_domain if view.latest else None
+    found = (
+        drift_alert(view.device, [w.drift for w in view.windows], limits, domain=domain),
+        accuracy_alert(view.device, seen, right, view.expected_accuracy, limits),
+        silence_alert(view.device, view.online, view.last_heard_s, now, limits),
+        update_alert(view.device, reported.status, reported.reason) if reported else None,
+        dropped_alert(view.device, view.latest.dropped_records if view.latest else 0),
+    )
+    return tuple(alert for alert in found if alert is not None)
+
+
+def with_alerts(view: DeviceView, *, now: float, limits: AlertLimits | None = None) -> DeviceView:
+    """The view with the alerts that stand at ``now``."""
+    return replace(view, alerts=device_alerts(view, now=now, limits=limits))
+
+
+def fleet_alerts(views: Sequence[DeviceView], *, now: float, limits: AlertLimits | None = None) -> tuple[Alert, ...]:
+    """Every alert of the fleet, critical ones first, then by device."""
+    found = [alert for view in views for alert in device_alerts(view, now=now, limits=limits)]
+    return tuple(sorted(found, key=lambda a: (a.severity != "critical", a.device, a.kind)))
+
+
+def fleet_table(views: Sequence[DeviceView], *, now: float, limits: AlertLimits | None = None) -> Table:
+    """A table for people, one row a device; what is not known is a dash."""
+    table = Table(title=None, expand=False, header_style="bold")
+    table.add_column("device")
+    table.add_column("state")
+    table.add_column("runs")
+    for name in ("drift", "check frames", "score", "p50", "heard"):
+        table.add_column(name, justify="right")
+    table.add_column("alerts", overflow="fold")
+    for view in sorted(views, key=lambda v: v.device):
+        alerts = device_alerts(view, now=now, limits=limits)
+        table.add_row(*_cells(view, alerts, now))
+    if not views:
+        table.caption = "No device was heard of yet."
+    return table
+
+
+def _cells(view: DeviceView, alerts: Sequence[Alert], now: float) -> list[Text]:
+    latest = view.latest
+    kinds = {alert.kind for alert in alerts}
+    seen, right = view.checks
+    checks = f"{right / seen:.1%} of {seen}" if seen else "-"
+    score = f"{latest.score.mean:.3f}" if latest and latest.score else "-"
+    p50 = latest.latency_us.get("p50") if latest and latest.latency_us else None
+    heard = "-" if view.last_heard_s is None else f"{max(0.0, now - view.last_heard_s):.0f} s ago"
+    told = Text("\n").join(
+        Text(
+            f"{alert.kind.replace('_', ' ')}: {alert.message}",
+            style="red" if alert.severity == "critical" else "yellow",
+        )
+        for alert in alerts
+    )  # Text, not markup: part of it is what devices say
+    return [
+        Text(view.device),
+        Text("-") if view.online is None else Text("online", "green") if view.online else Text("offline", "yellow"),
+        Text(_runs(view)),
+        Text("-" if view.drift is None else f"{view.drift:.2f}", style="yellow" if "drift" in kinds else ""),
+        Text(checks, style="red" if "accuracy" in kinds else ""),
+        Text(score),
+        Text("-" if p50 is None else f"{p50:.0f} us"),
+        Text(heard, style="yellow" if kinds & {"silent", "offline"} else ""),
+        told if alerts else Text("-"),
+    ]
+
+
+def _runs(view: DeviceView) -> str:
+    reported = view.reported
+    if reported is None or reported.name is None:
+        return short_digest(view.latest.bundle) if view.latest else "-"
+    return f"{reported.name} {reported.version} (release {reported.release})"

@@ -1,0 +1,348 @@
+"""The controller's memory: what devices said, in one SQLite file.
+
+Telemetry is kept as received, one compressed batch a row, beside a small summary of each device that the monitor reads.
+Everything is accepted at least once and counted once: repeated telemetry, reports, states and captures change nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import groupby
+from pathlib import Path
+from sqlite3 import Connection
+from typing import TypeVar
+
+from kasmina_edge.contracts.canonical import Contract
+from kasmina_edge.contracts.record import DeviceState, Reported, TelemetryRecord
+from kasmina_edge.errors import InputError, TrustError
+from kasmina_edge.fleet.monitor import DeviceView, WindowView, window_view, with_alerts
+from kasmina_edge.safety.alerts import AlertLimits
+from kasmina_edge.safety.encryption import same_bytes
+from kasmina_edge.storage import hold_lock, make_private_folder
+from kasmina_edge.telemetry.capture import read_header, verify_capture
+from kasmina_edge.telemetry.publisher import MAX_DECODED_RECORDS, decode_batch, encode_batch
+from kasmina_edge.telemetry.sqlite_file import SqliteFile
+
+VERSION = 1
+KEPT_WINDOWS = 30
+KEPT_NAMES = 256
+KEEP_TELEMETRY_S = 30 * 86_400.0
+MAX_CAPTURES = 50_000
+MAX_EVENTS = 10_000
+
+_NAME_BYTES = 8
+C = TypeVar("C", bound=Contract)
+
+_SCHEMA = """
+CREATE TABLE telemetry (
+    id INTEGER PRIMARY KEY, device TEXT NOT NULL, received_s REAL NOT NULL, first_s REAL NOT NULL,
+    last_s REAL NOT NULL, records INTEGER NOT NULL, body BLOB NOT NULL
+);
+CREATE INDEX telemetry_device ON telemetry (device, last_s);
+CREATE INDEX telemetry_age ON telemetry (received_s);
+CREATE TABLE device (
+    device TEXT PRIMARY KEY, heard_s REAL NOT NULL, state BLOB, reported BLOB, latest BLOB, windows TEXT, names BLOB
+) WITHOUT ROWID;
+CREATE TABLE capture (
+    device TEXT NOT NULL, sequence INTEGER NOT NULL, received_s REAL NOT NULL, payload BLOB NOT NULL,
+    PRIMARY KEY (device, sequence)
+);
+CREATE TABLE event (id INTEGER PRIMARY KEY, device TEXT NOT NULL, received_s REAL NOT NULL, payload BLOB NOT NULL);
+CREATE INDEX event_device ON event (device, id);
+CREATE TABLE expectation (bundle TEXT PRIMARY KEY, accuracy REAL NOT NULL) WITHOUT ROWID
+"""
+
+
+@dataclass(frozen=True)
+class StoredCapture:
+    """A sealed frame as it arrived; ``received_s`` is the controller's clock."""
+
+    device: str
+    sequence: int
+    received_s: float
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class StoredEvent:
+    """An audit event as it arrived."""
+
+    device: str
+    received_s: float
+    payload: bytes
+
+
+def accepts_state(known: DeviceState | None, news: DeviceState) -> bool:
+    """Whether a birth or will is news: a will of an earlier boot, or of an earlier connection of this one, is not.
+
+    >>> birth = DeviceState(device="cam-1", online=True, boot=2)
+    >>> accepts_state(birth, DeviceState(device="cam-1", online=False, boot=1))
+    False
+    """
+    if known is None or news.boot > known.boot:
+        return True
+    if news.boot < known.boot or news == known:
+        return False
+    late = news.at_s is not None and known.at_s is not None and news.at_s < known.at_s
+    return not (late and not news.online)
+
+
+def accepts_reported(known: Reported | None, news: Reported) -> bool:
+    """Whether a report is newer than the known one, by boot and sequence."""
+    return known is None or (news.boot, news.sequence) > (known.boot, known.sequence)
+
+
+class FleetStore:
+    """Everything the controller remembers of its devices; safe for several threads and processes.
+
+    Args:
+        path: The SQLite file, made 0600 when missing; ``NAME.lock`` lies beside it.
+        clock: The controller's wall clock, seconds since 1970 UTC.
+        limits: Where the alert lines of `devices` are.
+        keep_telemetry_s: Telemetry that arrived earlier is removed as new telemetry comes in.
+
+    Raises:
+        StorageError: The disk refuses, the file is damaged, or of another schema version.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        clock: Callable[[], float] = time.time,
+        limits: AlertLimits | None = None,
+        keep_telemetry_s: float = KEEP_TELEMETRY_S,
+    ) -> None:
+        self._clock = clock
+        self._limits = limits or AlertLimits()
+        self._keep_telemetry_s = keep_telemetry_s
+        make_private_folder(path.parent)
+        with hold_lock(path.with_name(path.name + ".lock"), wait=True):
+            self._file = SqliteFile(path, schema=_SCHEMA, version=VERSION, check=False)
+
+    def record_telemetry(self, records: Iterable[TelemetryRecord]) -> int:
+        """Keep records, committed when this returns.
+
+        Args:
+            records: As they came in one message, of any devices; repeated ones are left out.
+
+        Returns:
+            How many were new.
+        """
+        now = self._clock()
+        added = 0
+        with self._file.write() as db:
+            for device, group in groupby(sorted(records, key=lambda r: r.device), key=lambda r: r.device):
+                for part in _chunks(list(group), MAX_DECODED_RECORDS):
+                    added += self._record_part(db, device, part, now)
+            db.execute("DELETE FROM telemetry WHERE received_s < ?", (now - self._keep_telemetry_s,))
+        return added
+
+    def telemetry(self, device: str, since: float = 0.0) -> list[TelemetryRecord]:
+        """Records of windows that began at or after ``since`` (device clock), in the order of their beginning."""
+        with self._file.read() as db:
+            rows = db.execute(
+                "SELECT body FROM telemetry WHERE device = ? AND last_s >= ? ORDER BY id", (device, since)
+            ).fetchall()
+        found = [record for (body,) in rows for record in decode_batch(body) if record.started_s >= since]
+        return sorted(found, key=lambda r: r.started_s)
+
+    def set_reported(self, reported: Reported) -> bool:
+        """Keep what a device runs; False when it is not newer than what is known."""
+        with self._file.write() as db:
+            known = _load(Reported, self._cell(db, reported.device, "reported"))
+            if not accepts_reported(known, reported):
+                return False
+            self._put(db, reported.device, "reported", reported.to_bytes())
+        return True
+
+    def set_state(self, state: DeviceState) -> bool:
+        """Keep a birth or will; False for a late one (see `accepts_state`)."""
+        with self._file.write() as db:
+            known = _load(DeviceState, self._cell(db, state.device, "state"))
+            if not accepts_state(known, state):
+                return False
+            self._put(db, state.device, "state", state.to_bytes(), heard=state.online)
+        return True
+
+    def set_expected_accuracy(self, bundle: str, accuracy: float) -> None:
+        """Say what a bundle was accepted at; without it, field accuracy is shown and never alerted.
+
+        Args:
+            bundle: As telemetry names it (its digest), or ``NAME VERSION``.
+            accuracy: Share of 1, on clean data.
+
+        Raises:
+            InputError: ``accuracy`` outside 0 to 1.
+        """
+        if not 0.0 <= accuracy <= 1.0:
+            raise InputError(f"accuracy {accuracy} of {bundle}: expected 0 to 1")
+        with self._file.write() as db:
+            db.execute("INSERT OR REPLACE INTO expectation VALUES (?, ?)", (bundle, accuracy))
+
+    def add_capture(self, device: str, payload: bytes, *, device_public_hex: str | None = None) -> bool:
+        """Keep a sealed frame; False when it is there already.
+
+        Args:
+            device: Whose topic it came on.
+            payload: As `CaptureStore.upload` made it.
+            device_public_hex: Check the signature now; without it, `open_capture` does later.
+
+        Raises:
+            TrustError: Not a captured frame, of another device, not signed by it, or its sequence was used before.
+            InputError: The device has too many.
+        """
+        header = read_header(payload) if device_public_hex is None else verify_capture(payload, device_public_hex)
+        if header.device != device:
+            raise TrustError(f"capture {header.sequence}: sent by {device} in the name of {header.device}")
+        with self._file.write() as db:
+            known = db.execute(
+                "SELECT payload FROM capture WHERE device = ? AND sequence = ?", (device, header.sequence)
+            ).fetchone()
+            if known is not None:
+                if same_bytes(known[0], payload):
+                    return False
+                raise TrustError(f"capture {header.sequence} of {device}: this sequence holds another frame already")
+            (count,) = db.execute("SELECT count(*) FROM capture WHERE device = ?", (device,)).fetchone()
+            if count >= MAX_CAPTURES:
+                raise InputError(f"{device}: {count} captured frames are held, at most {MAX_CAPTURES} are kept")
+            db.execute("INSERT INTO capture VALUES (?, ?, ?, ?)", (device, header.sequence, self._clock(), payload))
+        return True
+
+    def captures(self, device: str | None = None) -> list[StoredCapture]:
+        """Sealed frames of one device, or of all, by sequence."""
+        where, values = ("WHERE device = ?", (device,)) if device is not None else ("", ())
+        query = f"SELECT device, sequence, received_s, payload FROM capture {where} ORDER BY device, sequence"  # noqa: S608
+        with self._file.read() as db:
+            return [StoredCapture(*row) for row in db.execute(query, values)]
+
+    def add_event(self, device: str, payload: bytes) -> None:
+        """Keep an audit event as it came; of each device the last `MAX_EVENTS` stay."""
+        with self._file.write() as db:
+            db.execute(
+                "INSERT INTO event (device, received_s, payload) VALUES (?, ?, ?)", (device, self._clock(), payload)
+            )
+            db.execute(
+                "DELETE FROM event WHERE device = ? AND id <= "
+                "(SELECT id FROM event WHERE device = ? ORDER BY id DESC LIMIT 1 OFFSET ?)",
+                (device, device, MAX_EVENTS),
+            )
+
+    def events(self, device: str, limit: int = 100) -> list[StoredEvent]:
+        """The last events of a device, oldest first."""
+        with self._file.read() as db:
+            rows = db.execute(
+                "SELECT device, received_s, payload FROM event WHERE device = ? ORDER BY id DESC LIMIT ?",
+                (device, limit),
+            ).fetchall()
+        return [StoredEvent(*row) for row in reversed(rows)]
+
+    def devices(self) -> list[DeviceView]:
+        """What is known of every device, with the alerts that stand now, by device id."""
+        now = self._clock()
+        with self._file.read() as db:
+            expected = dict(db.execute("SELECT bundle, accuracy FROM expectation").fetchall())
+            rows = db.execute(
+                "SELECT device, heard_s, state, reported, latest, windows FROM device ORDER BY device"
+            ).fetchall()
+        return [with_alerts(_view(row, expected), now=now, limits=self._limits) for row in rows]
+
+    def forget(self, device: str) -> None:
+        """Remove everything of a device: it was revoked or enrolled anew, or its owner asks for erasure."""
+        with self._file.write() as db:
+            for table in ("telemetry", "device", "capture", "event"):
+                db.execute(f"DELETE FROM {table} WHERE device = ?", (device,))  # noqa: S608 - the names above
+
+    def close(self) -> None:
+        """Close the file; calling it twice is harmless."""
+        self._file.close()
+
+    def _record_part(self, db: Connection, device: str, records: list[TelemetryRecord], now: float) -> int:
+        row = db.execute("SELECT windows, names FROM device WHERE device = ?", (device,)).fetchone() or (None, None)
+        windows, names = _read_windows(row[0]), _read_names(row[1])
+        known = set(names)
+        fresh: list[TelemetryRecord] = []
+        for record in records:
+            name = _name_of(record)
+            if name not in known:
+                known.add(name)
+                names.append(name)
+                fresh.append(record)
+        if not fresh:
+            return 0
+        db.execute(
+            "INSERT INTO telemetry (device, received_s, first_s, last_s, records, body) VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                device, now, min(r.started_s for r in fresh), max(r.started_s for r in fresh), len(fresh),
+                encode_batch([record.to_bytes() for record in fresh]),
+            ),
+        )  # fmt: skip
+        windows = [*windows, *map(window_view, fresh)][-KEPT_WINDOWS:]
+        db.execute(
+            "INSERT INTO device (device, heard_s, latest, windows, names) VALUES (?, ?, ?, ?, ?) ON CONFLICT (device) "
+            "DO UPDATE SET heard_s = excluded.heard_s, latest = excluded.latest, windows = excluded.windows, "
+            "names = excluded.names",
+            (
+                device, now, fresh[-1].to_bytes(), json.dumps(windows),
+                b"".join(names[-max(KEPT_NAMES, len(records)) :]),
+            ),
+        )  # fmt: skip
+        return len(fresh)
+
+    def _cell(self, db: Connection, device: str, column: str) -> bytes | None:
+        row = db.execute(f"SELECT {column} FROM device WHERE device = ?", (device,)).fetchone()  # noqa: S608
+        return None if row is None else row[0]
+
+    def _put(self, db: Connection, device: str, column: str, value: bytes, *, heard: bool = True) -> None:
+        db.execute(
+            f"INSERT INTO device (device, heard_s, {column}) VALUES (?, ?, ?) "  # noqa: S608 - a literal of this file
+            f"ON CONFLICT (device) DO UPDATE SET {column} = excluded.{column}"
+            + (", heard_s = excluded.heard_s" if heard else ""),
+            (device, self._clock(), value),
+        )
+
+
+def _view(row: tuple[str, float, bytes, bytes, bytes, str], expected: dict[str, float]) -> DeviceView:
+    device, heard_s, state_text, reported_text, latest_text, windows = row
+    state, reported = _load(DeviceState, state_text), _load(Reported, reported_text)
+    latest = _load(TelemetryRecord, latest_text)
+    names = [latest.bundle] if latest else []
+    if reported is not None and (latest is None or latest.bundle == reported.digest):
+        names.append(f"{reported.name} {reported.version}")
+    return DeviceView(
+        device=device,
+        online=state.online if state else None,
+        boot=state.boot if state else None,
+        reported=reported,
+        last_heard_s=heard_s,
+        latest=latest,
+        windows=tuple(_read_windows(windows)),
+        expected_accuracy=next((expected[n] for n in names if n in expected), None),
+    )
+
+
+def _load(contract: type[C], text: bytes | None) -> C | None:
+    return None if text is None else contract.from_bytes(text, where=f"stored {contract.__name__}")
+
+
+def _read_windows(text: str | None) -> list[WindowView]:
+    return [] if text is None else [WindowView(*row) for row in json.loads(text)]
+
+
+def _read_names(blob: bytes | None) -> list[bytes]:
+    return [] if blob is None else [blob[i : i + _NAME_BYTES] for i in range(0, len(blob), _NAME_BYTES)]
+
+
+def _name_of(record: TelemetryRecord) -> bytes:
+    """What tells a record from every other one of its device; an app that starts again begins its sequence anew."""
+    text = f"{record.source}|{record.boot}|{record.sequence}|{record.started_s!r}"
+    return blake2b(text.encode(), digest_size=_NAME_BYTES).digest()
+
+
+def _chunks(records: list[TelemetryRecord], size: int) -> Iterator[list[TelemetryRecord]]:
+    for start in range(0, len(records), size):
+        yield records[start : start + size]

@@ -1,0 +1,193 @@
+"""From a verified bundle to a committed slot: install, put on trial, judge, commit or take back.
+
+The agent and ``kasmina-edge deploy`` both go this way; neither reports success before `commit` has returned. The caller
+has verified the signatures (updates/trust.py) and holds the agent's lock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kasmina_edge import engines, health
+from kasmina_edge.bundle import Bundle
+from kasmina_edge.contracts.change_plan import ChangePlan, HealthLimits, check_against_plan
+from kasmina_edge.contracts.manifest import BundleManifest, ModelFile
+from kasmina_edge.contracts.profile import HardwareProfile
+from kasmina_edge.errors import KasminaError, PlanError, RolledBackError
+from kasmina_edge.slots import Slot, SlotStore
+from kasmina_edge.storage import make_private_folder, write_durable
+from kasmina_edge.updates.trust import TrustStore
+
+Note = Callable[..., None]
+TRIES = 2
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A bundle in the idle slot that passed everything which needs no live frames.
+
+    Attributes:
+        probes: Share of reference probes answered rightly by (active, trial); None where there are none.
+    """
+
+    slot: Slot
+    manifest: BundleManifest
+    model: ModelFile
+    check: engines.EngineCheck
+    self_test: engines.SelfTestResult
+    probes: tuple[float | None, float] | None
+    seconds: float
+
+
+class Installer:
+    """The way of one data folder; keeps the manifests of committed hosts so that grafts can be held against them.
+
+    Args:
+        data: The data folder.
+        store: Its slots.
+        trust: Its trust store.
+        profile: The hardware this is.
+        note: Called with an event name and plain fields, for the audit log.
+    """
+
+    def __init__(
+        self, data: Path, store: SlotStore, trust: TrustStore, profile: HardwareProfile, *, note: Note
+    ) -> None:
+        self._hosts = data / "hosts"
+        self._store = store
+        self._trust = trust
+        self._profile = profile
+        self._note = note
+
+    def allowed(self, manifest: BundleManifest, plan: ChangePlan | None, *, signed_by: str) -> None:
+        """Everything that can be refused before a model is downloaded.
+
+        Raises:
+            PlanError: Quarantined here, or outside the change plan.
+            TrustError: Below this device's release floor.
+        """
+        quarantined = self._store.quarantined(manifest.content_digest())
+        if quarantined is not None:
+            raise PlanError(
+                f"{manifest.id}: quarantined on this device: {quarantined}",
+                "Publish a repaired graft, or lift it with `kasmina-edge rollback --release-quarantine`.",
+            )
+        self._trust.check_release(manifest)
+        check_against_plan(manifest, plan, self.host_of(manifest), signed_by=signed_by)
+
+    def host_of(self, manifest: BundleManifest) -> BundleManifest | None:
+        """The host below ``manifest`` as this device committed it once, or None."""
+        if manifest.host is None:
+            return None
+        path = self._hosts / f"{manifest.host}.json"
+        return BundleManifest.from_bytes(path.read_bytes(), where=str(path)) if path.is_file() else None
+
+    def put_on_trial(self, bundle: Bundle, plan: ChangePlan | None, *, require_accelerator: bool = False) -> Trial:
+        """Install into the idle slot and judge by self-test, latency and reference probes.
+
+        Raises:
+            RolledBackError: Installed and judged harmful; the active slot was never touched.
+            EngineError: This machine cannot run it.
+            StorageError: The disk refused; nothing changed.
+        """
+        manifest = bundle.manifest
+        _, model, _ = engines.choose_engine(manifest, self._profile, require_accelerator=require_accelerator)
+        slot = self._store.install(bundle, engine=model.engine)
+        self._note(
+            "installed",
+            bundle=manifest.id,
+            release=manifest.release,
+            content_digest=manifest.content_digest(),
+            slot=slot,
+        )
+        self._store.begin_trial(slot, tries=TRIES)
+        return self.judge_slot(slot, plan)
+
+    def judge_slot(self, slot: Slot, plan: ChangePlan | None) -> Trial:
+        """Judge what lies in the trial slot: also after an interruption that left a try.
+
+        Raises:
+            RolledBackError: Judged harmful; the active slot was never touched.
+        """
+        started = time.monotonic()
+        bundle = self._store.bundle(slot)
+        manifest = bundle.manifest
+        _, model, check = engines.choose_engine(manifest, self._profile, present=set(bundle.files))
+        try:
+            self_test, probes = self._judge(slot, plan)
+        except KasminaError as exc:
+            self.take_back(manifest, exc.message)
+            raise RolledBackError(f"{manifest.id}: {exc.message}") from exc
+        return Trial(slot, manifest, model, check, self_test, probes, time.monotonic() - started)
+
+    def take_back(self, manifest: BundleManifest, reason: str) -> None:
+        """End the trial: the previous slot is active, the content is quarantined, the reason is kept."""
+        self._store.roll_back(reason)
+        self._note("rolled_back", bundle=manifest.id, content_digest=manifest.content_digest(), reason=reason)
+
+    def go_live(self) -> None:
+        """Let the apps of this device follow the trial slot."""
+        self._store.go_live()
+
+    def commit(self, manifest: BundleManifest) -> None:
+        """Make the trial slot the active one, then raise the release floor; only now may success be reported."""
+        self._store.confirm()
+        self.settle(manifest)
+        self._note("committed", bundle=manifest.id, release=manifest.release, content_digest=manifest.content_digest())
+
+    def settle(self, manifest: BundleManifest) -> None:
+        """What follows from a committed slot; run again at every start, since power may fail between the two."""
+        self._trust.raise_floor(manifest.name, manifest.release)
+        if manifest.host is None and not manifest.grafts:
+            make_private_folder(self._hosts)
+            path = self._hosts / f"{manifest.content_digest()}.json"
+            if not path.exists():
+                write_durable(path, manifest.model_copy(update={"release": 0}).to_bytes())
+
+    def _judge(
+        self, slot: Slot, plan: ChangePlan | None
+    ) -> tuple[engines.SelfTestResult, tuple[float | None, float] | None]:
+        bundle = self._store.bundle(slot)
+        engine = engines.open_engine(bundle, self._profile)
+        try:
+            result = engines.self_test(engine, bundle)
+            if result.passed < result.samples:
+                raise RolledBackError(
+                    f"self-test {result.passed} of {result.samples} within tolerance, worst difference {result.worst:g}"
+                )
+            if plan is not None:
+                verdict = health.judge_latency(result.p50_us, plan.maximum_latency_us)
+                if not verdict.ok:
+                    raise RolledBackError(verdict.reason)
+            return result, self._judge_probes(engine, bundle, plan)
+        finally:
+            engine.close()
+
+    def _judge_probes(
+        self, engine: engines.Engine, bundle: Bundle, plan: ChangePlan | None
+    ) -> tuple[float | None, float] | None:
+        if bundle.manifest.probes is None:
+            return None
+        limits = plan.health if plan else HealthLimits(probes=bundle.manifest.probes.file.sha256, minimum_accuracy=0.0)
+        if bundle.manifest.grafts or bundle.manifest.probes.file.sha256 == limits.probes:
+            inputs, labels = health.load_probes(bundle, expected_sha256=limits.probes)
+        else:  # a new host, vouched for by the targets keys, brings new probes; the plan for it comes beside it
+            inputs, labels = health.load_probes(bundle, expected_sha256=bundle.manifest.probes.file.sha256)
+        trial = health.probe(engine, bundle, inputs).labels == labels
+        active = None
+        record = self._store.record()
+        manifest = self._store.manifest(record.active) if record.active else None
+        if record.active and manifest and manifest.name == bundle.manifest.name:
+            beside = self._store.bundle(record.active)
+            other = engines.open_engine(beside, self._profile)
+            try:
+                active = health.probe(other, beside, inputs).labels == labels
+            finally:
+                other.close()
+        verdict = health.judge_probes(active, trial, limits)
+        if not verdict.ok:
+            raise RolledBackError(verdict.reason)
+        return (None if active is None else float(active.mean()), float(trial.mean()))

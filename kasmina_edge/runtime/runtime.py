@@ -1,0 +1,339 @@
+"""`Runtime`: the whole API that most device apps need."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from kasmina_edge.bundle import Bundle, read_file
+from kasmina_edge.contracts.change_plan import ChangePlan
+from kasmina_edge.contracts.manifest import BundleManifest
+from kasmina_edge.contracts.profile import HardwareProfile, load_profile
+from kasmina_edge.errors import EngineError, InputError, KasminaError
+from kasmina_edge.runtime.follow import (
+    LOCK_WAIT_S,
+    LOOK_INTERVAL_NS,
+    Follower,
+    open_serving,
+    record_paths,
+    signature,
+)
+from kasmina_edge.runtime.recorder import Emit, Recorder
+from kasmina_edge.runtime.serving import Result, Serving
+from kasmina_edge.settings import Settings
+from kasmina_edge.slots import SlotStore
+
+if TYPE_CHECKING:
+    from kasmina_edge.telemetry.capture import CaptureStore
+
+log = logging.getLogger(__name__)
+Verify = Callable[[Bundle], object]
+_NEVER = 2**63
+
+
+class Runtime:
+    """A bundle in service; make one with `Runtime.open`.
+
+    Safe for several threads: inferences of one runtime run one after another (inference libraries hold one set of
+    buffers), a swap waits for the one that is running and no inference waits for a load. Every answer comes from one
+    whole bundle, the one that ``Result.bundle`` names.
+    """
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+        self._recorder: Recorder | None = None
+        self._follower: Follower | None = None
+        self._data_folder: Path | None = None
+        self._device = "local"
+        self._clock: Callable[[], float] = time.time
+        self._look_at = _NEVER
+        self._closed = False
+        self._captures: CaptureStore | None = None
+        self._plan_seen: tuple[int, int] | None = None
+        self.swaps = 0
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        profile: str | HardwareProfile | None = None,
+        telemetry: Literal["auto"] | Emit | None = "auto",
+        clock: Callable[[], float] = time.time,
+        verify: Verify | None = None,
+        pinned_root: bytes | None = None,
+        require_accelerator: bool = False,
+    ) -> Runtime:
+        """Open a device's data folder, or a bare `.kasmina` file.
+
+        A data folder needs no agent: the slot that its boot record names is loaded and followed from then on. What is
+        installed was verified when it came; its digests are checked again. A bare file's signatures are verified here,
+        offline; that they are fresh is the installing agent's business, so an app does not stop on an expiry date.
+
+        Args:
+            path: A folder or a file.
+            profile: Name, alias or TOML path of the hardware target; by default the data folder's
+                ``device.profile`` setting, or the profile that a bare bundle was built for.
+            telemetry: ``"auto"``: into the data folder's outbox, and off for a bare bundle; None: off; or a function
+                that takes each record, on a thread of the runtime.
+            clock: Wall clock, seconds since 1970 UTC, for telemetry and captures.
+            verify: Used in place of the signature check of a bare bundle; raises to refuse.
+            pinned_root: The fleet's root that a bare bundle is held against; without it only a desk key is accepted.
+            require_accelerator: Refuse to fall back to the CPU, now and at every swap.
+
+        Raises:
+            InputError: Neither a folder nor a file, or no such profile.
+            BundleError: Truncated, tampered, not a bundle, or nothing is committed in the folder.
+            TrustError: A bare bundle whose signatures do not hold.
+            EngineError: This machine cannot run it.
+            LockedError: The slot is being replaced right now.
+        """
+        place = Path(path)
+        if place.is_dir():
+            return cls._open_folder(place, profile, telemetry, clock, require_accelerator)
+        if not place.is_file():
+            raise InputError(f"{place}: no such file or folder", "Pass a data folder or a .kasmina file.")
+        bundle = read_file(place)
+        if verify is not None:
+            verify(bundle)
+        else:
+            from kasmina_edge.updates.trust import verify_bundle
+
+            verify_bundle(bundle, pinned_root=pinned_root, clock=clock, dates=False)
+        target = _profile(profile or bundle.manifest.profile)
+        runtime = cls(Serving(bundle, target, require_accelerator=require_accelerator))
+        runtime._clock = clock
+        if telemetry is not None and telemetry != "auto":
+            settings = Settings.read(None)
+            runtime._device = settings["device.id"]
+            runtime._recorder = Recorder(
+                runtime._serving, emit=telemetry, data_folder=None, settings=settings, boot=0, clock=clock
+            )
+        return runtime
+
+    @classmethod
+    def _open_folder(
+        cls,
+        folder: Path,
+        profile: str | HardwareProfile | None,
+        telemetry: Literal["auto"] | Emit | None,
+        clock: Callable[[], float],
+        require_accelerator: bool,
+    ) -> Runtime:
+        if not (folder / "slots").is_dir():
+            raise InputError(
+                f"{folder}: not a data folder (it has no slots)", "Deploy a bundle with `kasmina-edge deploy`."
+            )
+        settings = Settings.read(folder)
+        target = _profile(profile or settings["device.profile"])
+        store = SlotStore(folder, clock=clock)
+        seen = signature(record_paths(folder))
+        serving, record = open_serving(store, target, wait_s=LOCK_WAIT_S, require_accelerator=require_accelerator)
+        runtime = cls(serving)
+        runtime._clock, runtime._data_folder, runtime._device = clock, folder, settings["device.id"]
+        try:
+            if telemetry is not None:
+                runtime._recorder = Recorder(
+                    serving,
+                    emit=None if telemetry == "auto" else telemetry,
+                    data_folder=folder,
+                    settings=settings,
+                    boot=record.boot,
+                    clock=clock,
+                )
+            runtime._follower = Follower(
+                folder,
+                store,
+                target,
+                current=lambda: runtime._serving,
+                hand_over=runtime._take_over,
+                seen=seen,
+                require_accelerator=require_accelerator,
+            )
+            runtime._follower.start()
+        except BaseException:
+            runtime.close()
+            raise
+        runtime._look_at = perf_counter_ns() + LOOK_INTERVAL_NS
+        return runtime
+
+    def infer(self, x: Any) -> Result:
+        """Answer one frame.
+
+        Args:
+            x: float32 (or float64) array of the manifest's input shape, with or without the leading 1, in the
+                manifest's valid range; or a dict of such arrays by input name.
+
+        Raises:
+            InputError: Another shape or dtype, NaN, or values outside the range; nothing was inferred.
+            EngineError: The engine failed, or the runtime is closed.
+        """
+        while True:
+            serving = self._serving
+            with serving.guard:
+                if not serving.retired:
+                    result, frame, now = serving.answer(x)
+                    if self._recorder is not None:
+                        self._recorder.observe(serving, result, frame, now)
+                    break
+            if self._closed:
+                raise EngineError(f"{serving.id}: the runtime is closed", "Open it again.")
+        if now >= self._look_at:
+            self._look_at = now + LOOK_INTERVAL_NS
+            if self._follower is not None:
+                self._follower.look()
+        return result
+
+    def check(self, x: Any, expected_index: int) -> Result:
+        """Answer a check frame: a known scene that came through the device's own sensor path; telemetry counts it.
+
+        Args:
+            x: As `infer`.
+            expected_index: Index of the right class.
+
+        Raises:
+            InputError: As `infer`; or the bundle does not classify, or has no such class.
+        """
+        serving = self._serving
+        if serving.manifest.head != "classification":
+            raise InputError(f"{serving.id}: does not classify, so no check frame can be judged")
+        if isinstance(expected_index, bool) or not 0 <= expected_index < serving.classes:
+            raise InputError(f"{serving.id}: has classes 0 to {serving.classes - 1}, got {expected_index}")
+        result = self.infer(x)
+        if self._recorder is not None:
+            self._recorder.check(result.label_index == expected_index)
+        return result
+
+    def capture(self, x: Any) -> bool:
+        """Offer a frame for learning; it is kept, sealed to the controller's key, only if the change plan allows it.
+
+        Returns:
+            Whether it was kept. Without a data folder, a plan, or budget left, nothing is.
+
+        Raises:
+            InputError: As `infer`, or the bundle has several inputs.
+            StorageError: The disk refused.
+        """
+        serving = self._serving
+        if len(serving.manifest.inputs) != 1:
+            raise InputError(f"{serving.id}: has {len(serving.manifest.inputs)} inputs; one can be captured")
+        serving.check(x)
+        store = self._capture_store()
+        if store is None:
+            return False
+        frame = next(iter(x.values())) if isinstance(x, Mapping) else x
+        return store.keep(np.asarray(frame), bundle=serving.digest) is not None
+
+    def flush(self, wait_s: float = 5.0) -> bool:
+        """Hand over the telemetry that was collected so far; whether that was done within ``wait_s`` seconds."""
+        return self._recorder is None or self._recorder.flush(wait_s)
+
+    def refresh(self) -> str:
+        """Look at the boot record now, and serve what it says before returning; the bundle's ``NAME VERSION``.
+
+        Needed only by callers who cannot wait for the next look (20 ms while inferring, a quarter second otherwise).
+        """
+        if self._follower is not None:
+            self._follower.follow()
+        return self._serving.id
+
+    @property
+    def manifest(self) -> BundleManifest:
+        """Of the bundle in service."""
+        return self._serving.manifest
+
+    @property
+    def bundle(self) -> str:
+        """``NAME VERSION`` in service."""
+        return self._serving.id
+
+    @property
+    def slot(self) -> str:
+        """``a`` or ``b``; ``-`` for a bare bundle."""
+        return self._serving.slot
+
+    @property
+    def trial(self) -> bool:
+        """Whether the bundle in service is on trial."""
+        return self._serving.trial
+
+    @property
+    def runs_on(self) -> str:
+        """What computes, e.g. ``LiteRT CPU`` or ``Edge TPU``."""
+        return self._serving.engine.runs_on
+
+    @property
+    def accelerator(self) -> str:
+        """What became of the accelerator that the profile asks for; empty when it asks for none."""
+        return self._serving.engine.accelerator
+
+    @property
+    def last_swap_error(self) -> KasminaError | None:
+        """Why the last change of the boot record could not be followed; None when it was."""
+        return self._follower.last_error if self._follower is not None else None
+
+    def close(self) -> None:
+        """Write out telemetry, free the engine and let go of the slot; calling it twice is harmless."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._follower is not None and self._follower.started:
+            self._follower.close()
+        self._serving.retire()
+        if self._recorder is not None:
+            self._recorder.close()
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _take_over(self, serving: Serving, trial: bool) -> None:
+        """Put a bundle into service; called by the follower's thread, waits for the inference that is running."""
+        old = self._serving
+        with old.guard:
+            serving.trial = trial
+            if self._recorder is not None:
+                self._recorder.switch(serving, trial=trial)
+            self._serving = serving
+            old.retired = old is not serving
+        if old is not serving:
+            self.swaps += 1
+            old.retire()
+            log.info("%s replaced %s, slot %s", serving.id, old.id, serving.slot)
+
+    def _capture_store(self) -> CaptureStore | None:
+        """The store under the plan that lies in the data folder now; None without a plan."""
+        if self._data_folder is None:
+            return None
+        path = self._data_folder / "trust" / "plan.json"
+        (seen,) = signature([str(path)])
+        if seen != self._plan_seen:
+            self._plan_seen = seen
+            self._captures = None
+            if seen is not None:
+                self._captures = self._read_plan(path)
+        return self._captures
+
+    def _read_plan(self, path: Path) -> CaptureStore | None:
+        from kasmina_edge.telemetry.capture import CaptureStore
+
+        assert self._data_folder is not None
+        try:
+            plan = ChangePlan.from_bytes(path.read_bytes(), where=str(path))
+        except (KasminaError, OSError) as exc:
+            log.warning("nothing is captured: %s", exc)
+            return None
+        return CaptureStore(self._data_folder / "capture", plan, self._device, clock=self._clock)
+
+
+def _profile(profile: str | HardwareProfile) -> HardwareProfile:
+    return profile if isinstance(profile, HardwareProfile) else load_profile(profile)

@@ -1,0 +1,166 @@
+"""A device's settings and where each came from: defaults, ``kasmina.toml``, ``KASMINA_*``, flags - lowest first.
+
+The file is looked for in the data folder, then in ``/etc/kasmina/``; the data folder's values are lower than the
+system's, so that an operator's file wins over what enrolment wrote.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kasmina_edge.errors import InputError
+
+FILE_NAME = "kasmina.toml"
+SYSTEM_FILE = Path("/etc/kasmina") / FILE_NAME
+MAX_SETTINGS_BYTES = 64 * 1024
+
+DEFAULTS: dict[str, Any] = {
+    "device.id": "local",
+    "device.root": "kasmina",
+    "device.site": "main",
+    "device.groups": ("all",),
+    "device.profile": "x86-cpu",
+    "device.experiment_id": "",
+    "broker.address": "",
+    "broker.username": "",
+    "broker.password_file": "",
+    "broker.ca_file": "",
+    "broker.insecure": False,
+    "agent.check_interval_s": 60.0,
+    "agent.report_interval_s": 0.5,
+    "telemetry.window_frames": 60,
+    "telemetry.window_s": 2.0,
+    "telemetry.sample_every": 2,
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One value and its source: ``default``, a path, a variable's name, or ``flag``."""
+
+    value: Any
+    source: str
+
+
+class Settings:
+    """Every setting by dotted name.
+
+    >>> Settings.read(None, environ={}, flags={"device.id": "cam-1"})["device.id"]
+    'cam-1'
+    """
+
+    def __init__(self, values: Mapping[str, Setting]) -> None:
+        self._values = dict(values)
+
+    @classmethod
+    def read(
+        cls,
+        data_folder: Path | None,
+        *,
+        flags: Mapping[str, Any] | None = None,
+        environ: Mapping[str, str] | None = None,
+        system_file: Path = SYSTEM_FILE,
+    ) -> Settings:
+        """Merge all sources.
+
+        Raises:
+            InputError: A file is not TOML, a name is unknown, or a value has the wrong type.
+        """
+        values = {name: Setting(value, "default") for name, value in DEFAULTS.items()}
+        for path in (data_folder / FILE_NAME if data_folder else None, system_file):
+            if path is not None and path.is_file():
+                values.update(_from_file(path))
+        for variable, text in (os.environ if environ is None else environ).items():
+            name = _VARIABLES.get(variable)
+            if name is not None:
+                values[name] = Setting(_convert(name, _parse(name, text), variable), variable)
+        for name, value in (flags or {}).items():
+            if value is not None:
+                values[name] = Setting(_convert(name, value, "flag"), "flag")
+        return cls(values)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name].value
+
+    def sources(self) -> dict[str, Setting]:
+        """Each value with its source, for ``status --settings``."""
+        return dict(sorted(self._values.items()))
+
+
+def write_settings(path: Path, values: Mapping[str, Any]) -> bytes:
+    """TOML text of ``values`` (dotted names), written for a person to edit later; returns the bytes written."""
+    from kasmina_edge.storage import write_durable
+
+    sections: dict[str, list[str]] = {}
+    for name, value in values.items():
+        section, key = name.split(".")
+        sections.setdefault(section, []).append(f"{key} = {_toml(_convert(name, value, 'settings'))}")
+    text = "\n".join(f"[{section}]\n" + "\n".join(lines) + "\n" for section, lines in sections.items())
+    write_durable(path, text.encode())
+    return text.encode()
+
+
+_VARIABLES = {f"KASMINA_{name.replace('.', '_').upper()}": name for name in DEFAULTS}
+
+
+def _from_file(path: Path) -> dict[str, Setting]:
+    try:
+        data = path.read_bytes()
+    except OSError as exc:
+        raise InputError(f"{path}: cannot be read ({exc.strerror})") from exc
+    if len(data) > MAX_SETTINGS_BYTES:
+        raise InputError(f"{path}: {len(data)} bytes, at most {MAX_SETTINGS_BYTES} are read")
+    try:
+        document = tomllib.loads(data.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise InputError(f"{path}: not valid TOML ({exc})") from exc
+    values: dict[str, Setting] = {}
+    for section, entries in document.items():
+        if not isinstance(entries, dict):
+            raise InputError(f"{path}: {section}: expected a [section], got a value")
+        for key, value in entries.items():
+            name = f"{section}.{key}"
+            if name not in DEFAULTS:
+                raise InputError(f"{path}: {name}: unknown setting")
+            values[name] = Setting(_convert(name, value, str(path)), str(path))
+    return values
+
+
+def _parse(name: str, text: str) -> Any:
+    default = DEFAULTS[name]
+    if isinstance(default, str):
+        return text
+    if isinstance(default, tuple):
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    try:
+        return json.loads(text.lower())
+    except ValueError:
+        return text
+
+
+def _convert(name: str, value: Any, source: str) -> Any:
+    default = DEFAULTS[name]
+    if isinstance(default, tuple) and isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
+        return tuple(value)
+    if isinstance(default, bool) and isinstance(value, bool):
+        return value
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(default, float) and number:
+        return float(value)
+    if isinstance(default, int) and not isinstance(default, bool) and isinstance(value, int) and number:
+        return value
+    if isinstance(default, str) and isinstance(value, str):
+        return value
+    raise InputError(f"{source}: {name}: expected {type(default).__name__}, got {value!r}")
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(json.dumps(v) for v in value) + "]"
+    return json.dumps(value)

@@ -1,0 +1,292 @@
+"""The collector: what an app process sees, summed up window by window into telemetry records.
+
+Every inference pays for a count, a latency bucket and a label; drift features are taken of sampled frames only. What
+was not measured in a window is None in its record, never zero.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy.typing as npt
+
+from kasmina_edge.contracts.manifest import DomainStatistics
+from kasmina_edge.contracts.record import TelemetryRecord
+from kasmina_edge.errors import InputError, KasminaError
+from kasmina_edge.safety.drift import FEATURES, drift_score, features, smallest_window
+from kasmina_edge.telemetry.sketch import BUCKET_OFFSET, LOG_SCALE, LogHistogram, Moments
+
+log = logging.getLogger(__name__)
+
+Slot = Literal["a", "b", "-"]
+_log = math.log
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What the windows are about; replaced as a whole when the runtime swaps bundles."""
+
+    bundle: str
+    release: int
+    slot: Slot
+    trial: bool
+    domains: tuple[DomainStatistics, ...]
+    labels: tuple[str, ...]
+
+
+class _Window:
+    __slots__ = (
+        "check_correct", "checks", "features", "frames", "labels", "latency", "sample_at", "slowest", "started_s",
+    )  # fmt: skip
+
+    def __init__(self, started_s: float) -> None:
+        self.started_s = started_s
+        self.frames = 0
+        self.sample_at = 0
+        self.latency: defaultdict[int, int] = defaultdict(int)
+        self.slowest = 0.0
+        self.labels: defaultdict[int, int] = defaultdict(int)
+        self.checks = 0
+        self.check_correct = 0
+        self.features: dict[str, Moments] = {}
+
+
+class Collector:
+    """Sums up inferences into `TelemetryRecord` values; safe for several threads.
+
+    A window ends after ``window_frames`` inferences, or with the first inference after ``window_s`` seconds; call
+    `flush_if_due` now and then so that a camera that stopped does not keep its last window to itself.
+
+    Args:
+        device: Device id.
+        bundle: Digest of the bundle that answers.
+        release: Its release number.
+        slot: The slot it lies in, "-" for a bare bundle.
+        trial: Whether it is on trial.
+        source: Names this process on its device; with ``boot`` and the sequence it names a record.
+        boot: The device's boot counter.
+        domains: Reference statistics of the bundle; empty: drift is not measured.
+        labels: Names of the classes by index; an index beyond them is recorded as its number.
+        clock: Wall clock, seconds since 1970 UTC.
+        emit: Takes each finished record, on the thread that finished the window. When it raises a `KasminaError`, the
+            record is lost, logged, and counted in ``dropped_records`` of those that follow.
+        window_frames: Inferences that end a window.
+        window_s: Seconds that end a window.
+        sample_every: Frames are looked at for drift features at least so many inferences apart, the first that a window
+            is given included.
+        first_sequence: Sequence number of the first record.
+
+    Raises:
+        InputError: A value that no record can carry, or a window that could never end.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: str,
+        bundle: str,
+        release: int,
+        slot: Slot,
+        trial: bool,
+        source: str,
+        boot: int,
+        domains: Sequence[DomainStatistics],
+        labels: Sequence[str],
+        clock: Callable[[], float],
+        emit: Callable[[TelemetryRecord], None],
+        window_frames: int = 60,
+        window_s: float = 2.0,
+        sample_every: int = 2,
+        first_sequence: int = 0,
+    ) -> None:
+        if window_frames < 1 or sample_every < 1 or not window_s > 0:
+            raise InputError(
+                f"collector: window_frames {window_frames}, window_s {window_s} and sample_every {sample_every} "
+                "must be positive"
+            )
+        TelemetryRecord.parse(  # what cannot be said in a record is refused now, not on the hot path
+            {
+                "device": device, "bundle": bundle, "release": release, "slot": slot, "trial": trial,
+                "source": source, "boot": boot, "sequence": first_sequence, "started_s": 0.0, "duration_s": 0.0,
+                "frames": 0, "sampled": 0,
+            },
+            where="collector",
+        )  # fmt: skip
+        self._device, self._source, self._boot = device, source, boot
+        self._subject = _Subject(bundle, release, slot, trial, tuple(domains), tuple(labels))
+        self._clock, self._emit = clock, emit
+        self._window_frames, self._window_s, self._sample_every = window_frames, window_s, sample_every
+        self._sequence = first_sequence
+        self._lost = 0
+        self._lock = threading.Lock()
+        self._window: _Window | None = None
+        self._recent: deque[tuple[int, dict[str, float]]] = deque(maxlen=64)  # sampled frames, feature sums
+
+    def observe(
+        self, frame: npt.NDArray[Any] | None, latency_us: float, score: float | None, label_index: int | None
+    ) -> None:
+        """Take one inference into account.
+
+        Args:
+            frame: The input as the app gave it; None when there is no single array to look at.
+            latency_us: Wall time of the inference; a value that is not positive and finite is not counted.
+            score: Top score, None when the model has none.
+            label_index: Index of the top class, None when the model has none.
+        """
+        now = self._clock()
+        with self._lock:
+            window = self._window
+            if window is None:
+                window = self._window = _Window(now)
+            sampled = frame is not None and window.frames >= window.sample_at
+            if sampled:
+                window.sample_at = window.frames + self._sample_every
+            window.frames += 1
+            if 0.0 < latency_us < math.inf:
+                window.latency[int(_log(latency_us) * LOG_SCALE + BUCKET_OFFSET)] += 1
+                if latency_us > window.slowest:
+                    window.slowest = latency_us
+            if label_index is not None:
+                window.labels[label_index] += 1
+            ends = window.frames >= self._window_frames or not 0.0 <= now - window.started_s < self._window_s
+        if sampled:
+            assert frame is not None
+            self._sample(window, frame, score)
+        if ends:
+            self._finish(window, now)
+
+    def check(self, correct: bool) -> None:
+        """Count one check frame: a known scene that went through the device's own sensor path."""
+        now = self._clock()
+        with self._lock:
+            if self._window is None:
+                self._window = _Window(now)
+            self._window.checks += 1
+            self._window.check_correct += bool(correct)
+
+    def flush(self) -> None:
+        """Finish the window now; a window that saw nothing gives no record."""
+        window = self._window
+        if window is not None:
+            self._finish(window, self._clock())
+
+    def flush_if_due(self) -> None:
+        """Finish the window when its time is over; for a timer thread."""
+        window, now = self._window, self._clock()
+        if window is not None and not 0.0 <= now - window.started_s < self._window_s:
+            self._finish(window, now)
+
+    def switch(
+        self,
+        *,
+        bundle: str,
+        release: int,
+        slot: Slot,
+        trial: bool,
+        domains: Sequence[DomainStatistics],
+        labels: Sequence[str],
+    ) -> None:
+        """Finish the window of the old bundle, and count for another one from here on; arguments as of the class."""
+        self.flush()
+        with self._lock:
+            self._subject = _Subject(bundle, release, slot, trial, tuple(domains), tuple(labels))
+            self._recent.clear()
+
+    @property
+    def next_sequence(self) -> int:
+        """Sequence number that the next record will carry."""
+        return self._sequence
+
+    def _sample(self, window: _Window, frame: npt.NDArray[Any], score: float | None) -> None:
+        found = features(frame, score)
+        if not all(map(math.isfinite, found.values())):
+            return
+        with self._lock:
+            moments = window.features
+            for name, value in found.items():
+                if name not in moments:
+                    moments[name] = Moments()
+                moments[name].add(value)
+
+    def _finish(self, window: _Window, now: float) -> None:
+        with self._lock:
+            if self._window is not window:  # another thread finished it
+                return
+            self._window = None
+            record = self._record(window, now)
+            self._sequence += 1
+        try:
+            self._emit(record)
+        except KasminaError as exc:
+            with self._lock:
+                self._lost += 1
+            log.warning("telemetry record %d was lost: %s", record.sequence, exc.message)
+
+    def _record(self, window: _Window, now: float) -> TelemetryRecord:
+        subject = self._subject
+        inputs = window.features.get("input_mean")
+        sampled = inputs.count if inputs else 0
+        drift, domain = self._drift(window, sampled, subject.domains)
+        score = window.features.get("score")
+        return TelemetryRecord(
+            device=self._device,
+            bundle=subject.bundle,
+            release=subject.release,
+            slot=subject.slot,
+            trial=subject.trial,
+            source=self._source,
+            boot=self._boot,
+            sequence=self._sequence,
+            started_s=window.started_s,
+            duration_s=max(0.0, now - window.started_s),
+            frames=window.frames,
+            sampled=sampled,
+            input=inputs.summary() if inputs else None,
+            score=score.summary() if score else None,
+            features={name: m.mean for name, m in window.features.items()} if sampled else None,
+            latency_us=_quantiles(window),
+            labels=_label_names(window.labels, subject.labels) if window.labels else None,
+            drift=drift,
+            drift_domain=domain,
+            check_frames=window.checks,
+            check_correct=window.check_correct,
+            dropped_records=self._lost,
+        )
+
+    def _drift(
+        self, window: _Window, sampled: int, domains: tuple[DomainStatistics, ...]
+    ) -> tuple[float | None, str | None]:
+        """Drift of this window, joined with as many earlier ones as the domains' thresholds need."""
+        if not sampled or not domains:
+            return None, None
+        whole = {name: m.mean * sampled for name, m in window.features.items() if m.count == sampled}
+        self._recent.append((sampled, whole))
+        needed = smallest_window(domains)
+        count, sums = 0, dict.fromkeys(FEATURES, 0.0)
+        names = set(FEATURES)
+        for frames, part in reversed(self._recent):
+            names &= part.keys()
+            for name in part:
+                sums[name] += part[name]
+            count += frames
+            if count >= needed:
+                return drift_score({name: sums[name] / count for name in names}, count, domains)
+        return None, None
+
+
+def _quantiles(window: _Window) -> dict[str, float] | None:
+    if not window.latency:
+        return None
+    sketch = LogHistogram(window.latency)
+    found = {name: sketch.quantile(share) for name, share in (("p50", 0.5), ("p99", 0.99))}
+    return {**{n: min(v, window.slowest) for n, v in found.items() if v is not None}, "max": window.slowest}
+
+
+def _label_names(counts: dict[int, int], labels: tuple[str, ...]) -> dict[str, int]:
+    return {labels[i] if 0 <= i < len(labels) else str(i): n for i, n in sorted(counts.items())}

@@ -1,0 +1,284 @@
+"""Full-int8 static quantization, with activation ranges as data.
+
+A host is calibrated with head-room and its ranges are snapped to scales that survive a round trip through a file, so
+that the file itself is the record of them. What is grown on it may then keep the host's ranges (pinned): every bias and
+scale of the host stays the same bytes, and the update is the graft alone. Pinning costs accuracy where the growth moves
+values out of the host's ranges, so pinned and free versions are both built and measured, and `choose` decides.
+
+Weights: symmetric int8, one scale a channel. Activations: asymmetric int8, one scale a tensor. Biases: int32.
+(Jacob et al. 2018; ai-edge-quantizer's ``static_wi8_ai8`` recipe.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kasmina_edge.errors import InputError, KasminaError
+
+Array = npt.NDArray[Any]
+Range = tuple[float, float]
+Ranges = Mapping[str, Range]
+
+HEADROOM = 0.3
+"""Share by which a host's activation ranges are widened, so that growth fits inside them."""
+
+STRAINS = (3.0, 0.3)
+"""Partly pinned versions: a pinned range is given up where `Observed.strain` is larger than this."""
+
+MINIMUM_AGREEMENT = 0.99
+"""Share of held-out inputs whose top answer an export must keep."""
+
+ACCURACY_PRICE = 0.005
+"""Accuracy (share of 1) that pinning may cost against the best version, in exchange for a small update."""
+
+_MANTISSA_BITS = 10
+_SMALLEST_SCALE = 2.0**-24
+_STEPS = 255
+_LOW, _HIGH = -128, 127
+_BINS = 2048
+_SHRINKS = tuple(1.0 - 0.05 * i for i in range(11))
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What calibration frames showed of one tensor: its extremes and the distribution between them.
+
+    Attributes:
+        low: Smallest value.
+        high: Largest value.
+        shares: Share of the values in each of 2048 equal bins from ``low`` to ``high``.
+    """
+
+    low: float
+    high: float
+    shares: Array
+
+    def clipping_error(self, allowed: Range) -> float:
+        """Mean square of what a range cuts off."""
+        width = (self.high - self.low) / len(self.shares)
+        centres = self.low + (np.arange(len(self.shares)) + 0.5) * width
+        cut = centres - np.clip(centres, *allowed)
+        return float((self.shares * cut * cut).sum())
+
+    def strain(self, allowed: Range) -> float:
+        """Clipping error in units of the range's own rounding error (step squared over 12); 0 when the values fit."""
+        step = (allowed[1] - allowed[0]) / _STEPS
+        return self.clipping_error(allowed) / (step * step / 12)
+
+    def tight(self) -> Range:
+        """The range, of eleven shrunk ones, with the smallest sum of clipping and rounding error."""
+
+        def error(shrink: float) -> float:
+            step = (self.high - self.low) * shrink / _STEPS
+            return self.clipping_error((self.low * shrink, self.high * shrink)) + step * step / 12
+
+        best = min(_SHRINKS, key=error)
+        return self.low * best, self.high * best
+
+
+def watch(float_model: bytes, frames: Array, names: Sequence[str]) -> Iterator[dict[str, Array]]:
+    """Run a float TFLite model and give the named tensors of every frame.
+
+    Args:
+        float_model: A file whose tensor names are unique.
+        frames: Model inputs.  # (N, ...)
+        names: Tensors to read.
+
+    Raises:
+        InputError: A name is not in the file, or the frames do not fit the model's input.
+    """
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    interpreter = Interpreter(
+        model_content=float_model,
+        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        experimental_preserve_all_tensors=True,
+        num_threads=1,
+    )
+    interpreter.allocate_tensors()
+    entry = interpreter.get_input_details()[0]
+    places = {d["name"]: d["index"] for d in interpreter.get_tensor_details()}
+    missing = sorted(set(names) - set(places))
+    if missing:
+        raise InputError(f"the model has no tensor called {', '.join(missing)}")
+    expected = tuple(int(n) for n in entry["shape"])
+    if frames.shape[1:] != expected[1:] or not len(frames):
+        raise InputError(f"frames: expected (N, {', '.join(map(str, expected[1:]))}) with N > 0, got {frames.shape}")
+    for frame in frames:
+        interpreter.set_tensor(entry["index"], frame[None].astype(np.float32, copy=False))
+        interpreter.invoke()
+        yield {name: interpreter.get_tensor(places[name]) for name in names}
+
+
+def observe(passes: Callable[[], Iterator[Mapping[str, Array]]]) -> dict[str, Observed]:
+    """Distribution of every tensor over the calibration frames.
+
+    Args:
+        passes: Called twice; gives the tensors of every frame by name, e.g. ``lambda: watch(model, frames, names)``.
+
+    Raises:
+        KasminaError: A tensor held a value that is not finite.
+    """
+    low: dict[str, float] = {}
+    high: dict[str, float] = {}
+    for values in passes():
+        for name, value in values.items():
+            low[name] = min(low.get(name, math.inf), float(value.min()))
+            high[name] = max(high.get(name, -math.inf), float(value.max()))
+    for name in low:
+        if not (math.isfinite(low[name]) and math.isfinite(high[name])):
+            raise KasminaError(
+                f"tensor {name}: values from {low[name]} to {high[name]}; int8 needs finite ones",
+                "Look for a diverged training run or frames that hold NaN.",
+            )
+    counts = {name: np.zeros(_BINS, np.int64) for name in low}
+    for values in passes():
+        for name, value in values.items():
+            width = high[name] - low[name]
+            places = (value.ravel() - low[name]) * (_BINS / width if width else 0.0)
+            counts[name] += np.bincount(np.minimum(places.astype(np.int64), _BINS - 1), minlength=_BINS)
+    return {name: Observed(low[name], high[name], n / n.sum()) for name, n in counts.items()}
+
+
+def free_ranges(
+    observed: Mapping[str, Observed], *, headroom: float, border: Sequence[str] = (), whole: bool = False
+) -> dict[str, Range]:
+    """Ranges that owe nothing to a parent, snapped.
+
+    Args:
+        observed: What the calibration frames showed.
+        headroom: Share by which each range is widened, the border's excepted.
+        border: Inputs and outputs of the network; they keep all that was seen.
+        whole: Let every tensor keep all that was seen, instead of its `Observed.tight` range.
+    """
+    ends = {n: (o.low, o.high) if whole or n in border else o.tight() for n, o in observed.items()}
+    return snapped(with_headroom(ends, headroom, keep=border))
+
+
+def with_headroom(ranges: Ranges, share: float, *, keep: Sequence[str] = ()) -> dict[str, Range]:
+    """Ranges widened by ``share`` of each end; those in ``keep`` as they are.
+
+    >>> with_headroom({"a": (-1.0, 4.0)}, 0.25)
+    {'a': (-1.25, 5.0)}
+    """
+    if share < 0:
+        raise InputError(f"head-room: expected 0 or more, got {share}")
+    return {n: r if n in keep else (r[0] * (1 + share), r[1] * (1 + share)) for n, r in ranges.items()}
+
+
+def snap(low: float, high: float) -> tuple[float, int]:
+    """Scale and zero point of a range, scale rounded up to ten significant bits.
+
+    All products of such a scale with whole numbers up to 255 are exact in float32, so `range_of` gives a range that
+    every quantizer turns back into this very scale and zero point.
+
+    >>> snap(0.0, 1.0)
+    (0.003925323486328125, -128)
+    """
+    low, high = min(low, 0.0), max(high, 0.0)
+    mantissa, exponent = math.frexp(max((high - low) / _STEPS, _SMALLEST_SCALE))
+    scale = math.ldexp(math.ceil(math.ldexp(mantissa, _MANTISSA_BITS)), exponent - _MANTISSA_BITS)
+    zero = min(_HIGH, max(_LOW, round(_LOW - low / scale)))
+    return scale, zero
+
+
+def range_of(scale: float, zero_point: int) -> Range:
+    """The range that int8 covers with this scale and zero point.
+
+    >>> range_of(0.5, -128)
+    (0.0, 127.5)
+    """
+    return (_LOW - zero_point) * scale, (_HIGH - zero_point) * scale
+
+
+def snapped(ranges: Ranges) -> dict[str, Range]:
+    """Every range as `snap` represents it."""
+    return {name: range_of(*snap(*found)) for name, found in ranges.items()}
+
+
+def pinned(
+    free: Ranges, host: Ranges, observed: Mapping[str, Observed], *, most_strain: float = math.inf
+) -> dict[str, Range]:
+    """Free ranges with the host's put in their places.
+
+    Args:
+        free: Ranges of every tensor, snapped.
+        host: Ranges of the tensors that the host has too, under the names of ``free``.
+        observed: What the calibration frames showed.
+        most_strain: Leave a tensor free where the host's range cuts off more than this, in `Observed.strain`.
+    """
+    return {
+        name: host[name] if name in host and observed[name].strain(host[name]) <= most_strain else own
+        for name, own in free.items()
+    }
+
+
+def quantize(float_model: bytes, ranges: Ranges) -> bytes:
+    """Full int8 by ai-edge-quantizer: weights, activations, inputs and outputs.
+
+    Args:
+        float_model: TFLite file; tensor names are unique.
+        ranges: Of every activation, by tensor name.
+
+    Raises:
+        KasminaError: The quantizer refuses; the message carries its reason.
+    """
+    from ai_edge_quantizer import quantizer, recipe
+
+    statistics = {
+        name: {"min": np.asarray(low, np.float32).reshape(1, 1), "max": np.asarray(high, np.float32).reshape(1, 1)}
+        for name, (low, high) in ranges.items()
+    }
+    try:
+        worker = quantizer.Quantizer(bytearray(float_model), recipe.static_wi8_ai8())
+        result = worker.quantize(statistics, enable_progress_bar=False, enable_progress_report=False)
+    except (ValueError, RuntimeError, KeyError, TypeError, NotImplementedError) as exc:
+        reason = next((line for line in str(exc).splitlines() if line.strip()), type(exc).__name__)
+        raise KasminaError(f"int8 quantization failed: {reason}") from exc
+    return bytes(result.quantized_model)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One quantized version of a network, measured on held-out data.
+
+    Attributes:
+        name: ``pinned``, ``partly pinned (...)``, ``free`` or ``free, whole range``.
+        data: The TFLite file.
+        pinned: How many of the ``inherited`` ranges it keeps.
+        inherited: How many activations the parent has a range for.
+        agreement: Share of held-out inputs whose top answer is the float network's.
+        accuracy: Share of held-out inputs answered rightly; None when their labels are unknown.
+    """
+
+    name: str
+    data: bytes
+    pinned: int
+    inherited: int
+    agreement: float
+    accuracy: float | None
+
+
+def choose(candidates: Sequence[Candidate]) -> Candidate:
+    """The version to ship. Pure.
+
+    The rule: of the versions in order of how much they pin, the first that keeps `MINIMUM_AGREEMENT` and whose accuracy
+    is within `ACCURACY_PRICE` of the most accurate version; where none does, the one that agrees best.
+
+    Args:
+        candidates: At least one, most pinned first.
+    """
+    if not candidates:
+        raise InputError("no quantized version to choose from")
+    best = max((c.accuracy for c in candidates if c.accuracy is not None), default=None)
+    for candidate in candidates:
+        close = best is None or candidate.accuracy is None or candidate.accuracy >= best - ACCURACY_PRICE
+        if candidate.agreement >= MINIMUM_AGREEMENT and close:
+            return candidate
+    return max(candidates, key=lambda c: c.agreement)

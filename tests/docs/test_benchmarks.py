@@ -1,0 +1,85 @@
+"""`make bench`: rows are checked, a missed target and a broken module are not hidden."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import run
+
+ROW: dict[str, Any] = {"name": "x", "target": 2.0, "measured": 1.0, "unit": "ms", "ok": True, "how": "a | b"}
+
+
+@pytest.fixture
+def benchmark_module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """A module called ``sample`` beside the real ones."""
+    module = types.ModuleType("benchmarks.sample")
+    monkeypatch.setitem(sys.modules, "benchmarks.sample", module)
+    monkeypatch.setattr(run, "module_names", lambda: ["sample"])
+    return module
+
+
+def bench(out: Path, *arguments: str) -> tuple[int, list[dict[str, Any]]]:
+    code = run.main(["--only", "sample", "--out", str(out), *arguments])
+    return code, json.loads(out.read_text())
+
+
+def test_rows_are_written(benchmark_module: Any, tmp_path: Path) -> None:
+    benchmark_module.rows = lambda: [ROW]
+    assert bench(tmp_path / "build/bench.json") == (0, [ROW])
+
+
+def test_a_missed_target_fails(benchmark_module: Any, tmp_path: Path) -> None:
+    benchmark_module.rows = lambda: [ROW, ROW | {"ok": False}]
+    assert bench(tmp_path / "bench.json")[0] == 1
+
+
+def test_a_broken_module_fails(benchmark_module: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def rows() -> list[Any]:
+        raise RuntimeError("no broker")
+
+    benchmark_module.rows = rows
+    assert bench(tmp_path / "bench.json") == (1, [])
+    assert "sample: RuntimeError: no broker" in capsys.readouterr().err
+
+
+def test_no_rows_fail(benchmark_module: Any, tmp_path: Path) -> None:
+    benchmark_module.rows = list
+    assert bench(tmp_path / "bench.json") == (1, [])
+
+
+def test_quick_is_passed_on_where_it_is_taken(benchmark_module: Any, tmp_path: Path) -> None:
+    benchmark_module.rows = lambda quick: [ROW | {"measured": int(quick)}]
+    assert bench(tmp_path / "bench.json", "--quick")[1][0]["measured"] == 1
+    assert bench(tmp_path / "bench.json")[1][0]["measured"] == 0
+
+
+@pytest.mark.parametrize("row", [ROW | {"ok": 1}, {"name": "x"}, ROW | {"note": ""}, ["x"]])
+def test_what_is_no_row_is_refused(row: Any) -> None:
+    with pytest.raises(ValueError, match=r"benchmarks/sample\.py"):
+        run.checked(row, "sample")
+
+
+def test_an_unknown_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run.main(["--only", "nothing-of-the-kind"])
+    assert caught.value.code == 2
+    assert "no benchmark is called" in capsys.readouterr().err
+
+
+def test_the_document_tells_the_machine_and_every_row() -> None:
+    text = run.document([ROW, ROW | {"name": "y", "ok": False, "measured": 123456}], 3.0)
+    assert "- CPU: " in text
+    assert "| x | 2 | 1 | ms | yes | a \\| b |" in text
+    assert "| y | 2 | 123,456 | ms | **no** |" in text
+    assert "| x | - | 1 | ms | yes |" in run.document([ROW | {"target": None}], 3.0)
+
+
+def test_every_benchmark_offers_rows() -> None:
+    sources = {name: (run.ROOT / f"benchmarks/{name}.py").read_text() for name in run.module_names()}
+    assert {name for name, text in sources.items() if "\ndef rows(" not in text} == set()

@@ -1,0 +1,192 @@
+"""Which engine runs where, and honesty about the accelerator."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from worlds.bundles import compiled_bundle, make_bundle, make_profile, model_bytes
+
+from kasmina_edge.bundle import Bundle
+from kasmina_edge.contracts.manifest import FileEntry
+from kasmina_edge.engines import choose_engine, open_engine
+from kasmina_edge.engines.litert import LitertEngine, is_compiled, load_library, open_delegate
+from kasmina_edge.errors import BundleError, EngineError
+
+CORAL = make_profile(name="coral-usb", accelerator="edgetpu", delegate_library="libedgetpu.so.1")
+
+
+def raising(exc: Exception) -> Any:
+    def load(library: str) -> Any:
+        raise exc
+
+    return load
+
+
+def test_the_profile_decides_the_order(host: Bundle) -> None:
+    assert choose_engine(host.manifest, make_profile())[0].name == "litert"
+    other = make_profile(engines=("onnxruntime", "litert"))
+    kind, model, check = choose_engine(host.manifest, other)
+    assert (kind.name, model.file.path, check.runs_on) == ("onnxruntime", "model.onnx", "ONNX Runtime CPU")
+
+
+def test_only_files_that_are_there_are_chosen(host: Bundle) -> None:
+    present = {p: d for p, d in host.files.items() if "tflite" not in p}
+    with open_engine(Bundle(host.manifest, present, {}), make_profile()) as engine:
+        assert engine.runs_on == "ONNX Runtime CPU"
+    with pytest.raises(EngineError, match="litert: the bundle has no file for it"):
+        choose_engine(host.manifest, make_profile(engines=("litert",)), present=("model.onnx",))
+
+
+def test_a_missing_library_falls_back_and_says_so(host: Bundle) -> None:
+    kind, _, check = choose_engine(host.manifest, CORAL)
+    assert (kind.name, check.runs_on) == ("litert", "LiteRT CPU")
+    assert check.accelerator == "libedgetpu.so.1 not found"
+    with open_engine(host, CORAL) as engine:
+        assert (engine.runs_on, engine.accelerator) == ("LiteRT CPU", "libedgetpu.so.1 not found")
+
+
+def test_a_required_accelerator_that_is_missing_is_the_documented_sentence(host: Bundle) -> None:
+    with pytest.raises(EngineError) as caught:
+        choose_engine(host.manifest, CORAL, require_accelerator=True)
+    assert caught.value.message == (
+        "profile coral-usb asks for the Edge TPU, and libedgetpu.so.1 was not found on this machine."
+    )
+    assert caught.value.next_step == (
+        "Install libedgetpu and plug the accelerator in, or leave out --require-accelerator to run on the CPU."
+    )
+    assert caught.value.exit_code == 4
+
+
+def test_requiring_what_the_profile_does_not_have_is_refused(host: Bundle) -> None:
+    with pytest.raises(EngineError, match="profile test-cpu has no accelerator to require"):
+        choose_engine(host.manifest, make_profile(), require_accelerator=True)
+
+
+@pytest.mark.parametrize(
+    ("exc", "text"),
+    [
+        (OSError("libx.so: cannot open shared object file: No such file or directory"), "libx.so not found"),
+        (OSError("libx.so: invalid ELF header"), "libx.so cannot be loaded (libx.so: invalid ELF header)"),
+        (
+            AttributeError("undefined symbol"),
+            "libx.so is not a LiteRT delegate (it has no tflite_plugin_create_delegate)",
+        ),
+        (ValueError("Failed to load delegate from libx.so\n"), "libx.so present, no Edge TPU answered"),
+    ],
+)
+def test_each_failure_of_load_delegate_is_a_reason(exc: Exception, text: str) -> None:
+    delegate, why = open_delegate("libx.so", raising(exc))
+    assert delegate is None and why.startswith(text)
+
+
+def test_a_real_library_that_is_no_delegate_is_named(host: Bundle) -> None:
+    delegate, why = open_delegate("libc.so.6")
+    assert delegate is None and why.startswith("libc.so.6 is not a LiteRT delegate")
+    profile = make_profile(name="wrong", accelerator="edgetpu", delegate_library="libc.so.6")
+    assert choose_engine(host.manifest, profile)[2].accelerator == why
+    with pytest.raises(EngineError, match=r"asks for the Edge TPU: libc\.so\.6 is not a LiteRT delegate"):
+        choose_engine(host.manifest, profile, require_accelerator=True)
+
+
+def test_a_file_that_is_no_library_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "libfake.so"
+    path.write_bytes(b"not a library")
+    assert "cannot be loaded" in open_delegate(str(path))[1]
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc to make a library")
+def test_a_delegate_without_a_device_is_present_and_unanswered(host: Bundle, tmp_path: Path) -> None:
+    library = build(
+        tmp_path,
+        "void* tflite_plugin_create_delegate(char** k, char** v, unsigned long n, void (*e)(const char*))"
+        '{ e("no device"); return 0; } void tflite_plugin_destroy_delegate(void* d) {}',
+    )
+    delegate, why = open_delegate(library)
+    assert delegate is None and why.endswith("present, no Edge TPU answered (no device)")
+    profile = make_profile(accelerator="edgetpu", delegate_library=library)
+    assert choose_engine(host.manifest, profile)[2].accelerator == why
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc to make a library")
+def test_a_present_delegate_with_an_uncompiled_bundle_is_the_cpu(host: Bundle, tmp_path: Path) -> None:
+    library = build(
+        tmp_path,
+        "static long d[64]; void* tflite_plugin_create_delegate(char** k, char** v, unsigned long n, void* e)"
+        "{ return d; } void tflite_plugin_destroy_delegate(void* d) {}",
+    )
+    profile = make_profile(name="coral", accelerator="edgetpu", delegate_library=library)
+    check = choose_engine(host.manifest, profile)[2]
+    assert check.runs_on == "LiteRT CPU"
+    assert check.accelerator.endswith("libtest present, bundle not compiled: CPU")
+    with pytest.raises(EngineError, match="the bundle holds no file compiled for it"):
+        choose_engine(host.manifest, profile, require_accelerator=True)
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc to make a library")
+def test_a_delegate_that_does_not_take_the_operation_is_not_called_an_edge_tpu(tmp_path: Path) -> None:
+    library = build(
+        tmp_path,
+        "static long d[64]; void* tflite_plugin_create_delegate(char** k, char** v, unsigned long n, void* e)"
+        "{ return d; } void tflite_plugin_destroy_delegate(void* d) {}",
+    )
+    profile = make_profile(name="coral", accelerator="edgetpu", delegate_library=library)
+    bundle = compiled_bundle()
+    assert choose_engine(bundle.manifest, profile)[2].runs_on == "Edge TPU", "before loading, all looks well"
+    with open_engine(bundle, profile) as engine:
+        assert engine.runs_on == "LiteRT CPU"
+        assert "delegate did not take the compiled operation" in engine.accelerator
+    with pytest.raises(EngineError, match="delegate did not take the compiled operation"):
+        open_engine(bundle, profile, require_accelerator=True)
+
+
+def build(folder: Path, source: str) -> str:
+    path = folder / "libtest.so"
+    (folder / "d.c").write_text(source)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", str(path), str(folder / "d.c")], check=True)
+    return str(path)
+
+
+def test_a_compiled_file_is_passed_over_without_its_accelerator() -> None:
+    bundle = compiled_bundle()
+    for profile, text in ((CORAL, "libedgetpu.so.1 not found"), (make_profile(), "")):
+        with open_engine(bundle, profile) as engine:
+            assert engine.model.compiled_for is None
+            assert (engine.runs_on, engine.accelerator) == ("LiteRT CPU", text)
+    with pytest.raises(EngineError, match=r"libedgetpu.so.1 was not found"):
+        open_engine(bundle, CORAL, require_accelerator=True)
+
+
+def test_a_compiled_file_is_known_by_its_operation() -> None:
+    module = load_library()[0]
+    compiled = compiled_bundle().files["model_edgetpu.tflite"]
+    assert is_compiled(module, compiled)
+    assert not is_compiled(module, model_bytes("litert"))
+    assert not is_compiled(module, model_bytes("litert") + b"edgetpu-custom-op")
+
+
+def test_a_manifest_that_claims_a_compiled_file_is_refused() -> None:
+    bundle = compiled_bundle()
+    plain, compiled = bundle.manifest.models[0], bundle.manifest.models[-1]
+    with pytest.raises(BundleError, match="says it is compiled for the Edge TPU, the file holds no edgetpu-custom-op"):
+        LitertEngine(compiled, bundle.files[plain.file.path], CORAL)
+    with pytest.raises(BundleError, match="says it is not compiled, the file holds an edgetpu-custom-op"):
+        LitertEngine(plain, bundle.files[compiled.file.path], CORAL)
+    for profile, why in ((CORAL, "libedgetpu.so.1 not found"), (make_profile(), "profile test-cpu has none")):
+        with pytest.raises(EngineError, match=why):
+            LitertEngine(compiled, bundle.files[compiled.file.path], profile)
+
+
+def test_a_profile_without_a_usable_engine_says_why(host: Bundle) -> None:
+    only_tpu = host.manifest.model_copy(update={"models": compiled_bundle().manifest.models[-1:]})
+    with pytest.raises(EngineError, match=r"litert: model_edgetpu\.tflite is compiled for edgetpu; onnxruntime: the"):
+        choose_engine(only_tpu, make_profile())
+    onnx = make_bundle(engines=("onnxruntime",))
+    tpu = make_profile(name="coral", accelerator="edgetpu", engines=("onnxruntime",))
+    assert choose_engine(onnx.manifest, tpu)[2].accelerator == "ONNX Runtime does not reach an Edge TPU"
+    fields = onnx.manifest.models[0].model_copy(update={"compiled_for": "edgetpu", "file": FileEntry.of("m", b"")})
+    with pytest.raises(EngineError, match="m is compiled for edgetpu"):
+        choose_engine(onnx.manifest.model_copy(update={"models": (fields,)}), tpu)

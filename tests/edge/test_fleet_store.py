@@ -1,0 +1,232 @@
+"""The controller's memory: counted once, in order, over restarts; views and what a late will may not do."""
+
+from __future__ import annotations
+
+import random
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from hypothesis import given
+from hypothesis import strategies as st
+from worlds.telemetry import BUNDLE, NOW, Clock, make_frame, make_plan, make_record
+
+from kasmina_edge.contracts.record import DeviceState, Reported
+from kasmina_edge.errors import InputError, StorageError, TrustError
+from kasmina_edge.fleet.store import KEPT_WINDOWS, MAX_EVENTS, FleetStore, accepts_state
+from kasmina_edge.safety.alerts import AlertLimits
+from kasmina_edge.safety.encryption import public_hex
+from kasmina_edge.telemetry.capture import CaptureStore
+
+PEN = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+
+
+def make_store(folder: Path, clock: Clock | None = None, **changes: Any) -> FleetStore:
+    return FleetStore(folder / "fleet.db", clock=clock or Clock(), **changes)
+
+
+def make_reported(sequence: int = 0, **changes: Any) -> Reported:
+    fields: dict[str, Any] = {"device": "cam-1", "boot": 1, "sequence": sequence, "at_s": NOW}
+    return Reported(**{**fields, **changes})
+
+
+def state(online: bool, boot: int, at_s: float | None = None) -> DeviceState:
+    return DeviceState(device="cam-1", online=online, boot=boot, at_s=at_s)
+
+
+def test_telemetry_comes_back_and_survives_a_restart(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    records = [make_record(i, drift=0.1 * i) for i in range(130)]
+    assert store.record_telemetry(records[:60]) == 60
+    assert store.record_telemetry(records[60:]) == 70
+    store.close()
+    again = make_store(tmp_path)
+    assert again.telemetry("cam-1") == records
+    assert again.telemetry("cam-1", records[100].started_s) == records[100:]
+    assert again.telemetry("cam-2") == []
+    (view,) = again.devices()
+    assert view.latest == records[-1] and len(view.windows) == KEPT_WINDOWS and view.drift == records[-1].drift
+
+
+def test_repeated_telemetry_counts_once(tmp_path: Path) -> None:
+    """A lost PUBACK: the publisher sends again, in another batch."""
+    store = make_store(tmp_path)
+    records = [make_record(i) for i in range(30)]
+    assert store.record_telemetry(records[:20]) == 20
+    assert store.record_telemetry(records[10:]) == 10
+    assert store.record_telemetry(records) == 0
+    assert store.telemetry("cam-1") == records
+
+
+def test_an_app_that_starts_again_is_not_a_repetition(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    assert store.record_telemetry([make_record(0)]) == 1
+    assert store.record_telemetry([make_record(0, started_s=NOW + 60.0)]) == 1
+    assert store.record_telemetry([make_record(0, source="app-2")]) == 1
+
+
+def test_one_message_may_speak_of_several_devices(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    records = [make_record(i, device=f"cam-{i % 3}") for i in range(9)]
+    random.Random(0).shuffle(records)
+    assert store.record_telemetry(records) == 9
+    assert [v.device for v in store.devices()] == ["cam-0", "cam-1", "cam-2"]
+    assert len(store.telemetry("cam-2")) == 3
+
+
+def test_old_telemetry_is_removed(tmp_path: Path) -> None:
+    clock = Clock()
+    store = make_store(tmp_path, clock, keep_telemetry_s=100.0)
+    store.record_telemetry([make_record(0)])
+    clock.now += 101.0
+    store.record_telemetry([make_record(1)])
+    assert [r.sequence for r in store.telemetry("cam-1")] == [1]
+
+
+def test_a_late_will_does_not_overrule(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    assert store.set_state(state(True, boot=2, at_s=NOW))
+    assert not store.set_state(state(False, boot=1, at_s=NOW - 50))  # the will of the life before
+    assert store.devices()[0].online is True
+    assert store.set_state(state(True, boot=2, at_s=NOW + 30))  # reconnected
+    assert not store.set_state(state(False, boot=2, at_s=NOW))  # the will of the connection before
+    assert store.devices()[0].online is True
+    assert store.set_state(state(False, boot=2, at_s=NOW + 30))
+    assert store.devices()[0].online is False
+    assert store.set_state(state(True, boot=3))
+    assert (store.devices()[0].online, store.devices()[0].boot) == (True, 3)
+
+
+boots = st.builds(state, st.booleans(), st.integers(0, 4), st.none() | st.floats(0, 5))
+
+
+@given(st.lists(boots, min_size=1, max_size=20))
+def test_the_boot_never_goes_back(messages: list[DeviceState]) -> None:
+    known: DeviceState | None = None
+    for message in messages:
+        if accepts_state(known, message):
+            assert known is None or message.boot >= known.boot
+            known = message
+    assert known is not None and known.boot == max(m.boot for m in messages)
+
+
+def test_reports_are_ordered_by_boot_and_sequence(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    assert store.set_reported(make_reported(5, status="committed"))
+    assert not store.set_reported(make_reported(4, status="trial"))
+    assert not store.set_reported(make_reported(5, status="trial"))  # retained, heard again
+    assert store.set_reported(make_reported(0, boot=2, status="idle"))
+    (view,) = store.devices()
+    assert view.reported is not None and (view.reported.boot, view.reported.status) == (2, "idle")
+
+
+def test_a_known_accuracy_is_found_by_digest_or_by_name(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    store.record_telemetry([make_record(0)])
+    assert store.devices()[0].expected_accuracy is None
+    store.set_expected_accuracy("digits 1.0.0", 0.95)
+    store.set_reported(make_reported(name="digits", version="1.0.0", release=1, digest=BUNDLE))
+    assert store.devices()[0].expected_accuracy == 0.95
+    store.set_expected_accuracy(BUNDLE, 0.97)
+    assert store.devices()[0].expected_accuracy == 0.97
+    with pytest.raises(InputError, match="expected 0 to 1"):
+        store.set_expected_accuracy(BUNDLE, 97.0)
+
+
+def test_views_carry_the_alerts_that_stand(tmp_path: Path) -> None:
+    clock = Clock()
+    store = make_store(tmp_path, clock, limits=AlertLimits(silent_s=30.0))
+    store.set_expected_accuracy(BUNDLE, 0.97)
+    store.record_telemetry([make_record(i, drift=5.0, check_frames=8, check_correct=2) for i in range(4)])
+    (view,) = store.devices()
+    assert {a.kind for a in view.alerts} == {"drift", "accuracy"}
+    assert view.check_accuracy == 0.25 and view.checks == (32, 8)
+    clock.now += 31.0
+    assert {a.kind for a in store.devices()[0].alerts} == {"drift", "accuracy", "silent"}
+
+
+def make_capture(folder: Path, device: str = "cam-1", count: int = 1) -> list[bytes]:
+    store = CaptureStore(folder, make_plan(public_hex(X25519PrivateKey.generate())), device, Clock())
+    for i in range(count):
+        store.keep(make_frame(i), bundle=BUNDLE)
+    return [store.upload(item, PEN) for item in store.pending()]
+
+
+def test_captures_are_kept_once_and_replays_are_refused(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    one, two = make_capture(tmp_path / "a", count=2)
+    assert store.add_capture("cam-1", two) and store.add_capture("cam-1", one)
+    assert not store.add_capture("cam-1", one)  # delivered twice
+    (other,) = make_capture(tmp_path / "b")  # another frame under the same sequence
+    with pytest.raises(TrustError, match="holds another frame already"):
+        store.add_capture("cam-1", other)
+    with pytest.raises(TrustError, match="sent by cam-2 in the name of cam-1"):
+        store.add_capture("cam-2", one)
+    with pytest.raises(TrustError):
+        store.add_capture("cam-1", b"garbage")
+    assert [(c.device, c.sequence, c.payload) for c in store.captures("cam-1")] == [
+        ("cam-1", 0, one),
+        ("cam-1", 1, two),
+    ]
+    assert store.captures("cam-2") == [] and len(store.captures()) == 2
+
+
+def test_signatures_can_be_checked_on_arrival(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    (payload,) = make_capture(tmp_path / "a")
+    with pytest.raises(TrustError, match="signature"):
+        store.add_capture("cam-1", payload, device_public_hex=public_hex(Ed25519PrivateKey.generate()))
+    assert store.add_capture("cam-1", payload, device_public_hex=public_hex(PEN))
+
+
+def test_events_are_bounded(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    for i in range(5):
+        store.add_event("cam-1", b"%d" % i)
+    assert [e.payload for e in store.events("cam-1", 3)] == [b"2", b"3", b"4"]
+    with store._file.write() as db:
+        rows = [("cam-1", 0.0, b"x")] * MAX_EVENTS
+        db.executemany("INSERT INTO event (device, received_s, payload) VALUES (?, ?, ?)", rows)
+    store.add_event("cam-1", b"last")
+    events = store.events("cam-1", 10**6)
+    assert len(events) == MAX_EVENTS and events[-1].payload == b"last"
+
+
+def test_a_device_can_be_forgotten(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    (payload,) = make_capture(tmp_path / "a")
+    for device in ("cam-1", "cam-2"):
+        store.record_telemetry([make_record(0, device=device)])
+    store.add_capture("cam-1", payload)
+    store.add_event("cam-1", b"{}")
+    store.set_state(state(True, boot=50))
+    store.forget("cam-1")
+    assert [v.device for v in store.devices()] == ["cam-2"]
+    assert (store.telemetry("cam-1"), store.captures("cam-1"), store.events("cam-1")) == ([], [], [])
+    assert store.set_state(state(True, boot=1))  # enrolled anew, its boots count from the start
+
+
+def test_threads_and_several_stores_on_one_file(tmp_path: Path) -> None:
+    stores = [make_store(tmp_path), make_store(tmp_path)]
+
+    def work(number: int) -> None:
+        for i in range(20):
+            stores[number % 2].record_telemetry([make_record(i, device=f"cam-{number}")])
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [len(stores[0].telemetry(f"cam-{n}")) for n in range(4)] == [20] * 4
+
+
+def test_a_damaged_store_is_told_and_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.db"
+    path.write_bytes(b"not a database at all" * 400)
+    with pytest.raises(StorageError, match="not a database"):
+        make_store(tmp_path)
+    assert path.read_bytes().startswith(b"not a database")

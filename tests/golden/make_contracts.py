@@ -1,0 +1,180 @@
+"""Write contracts-1/: one value of every contract as canonical bytes. Run it only before the first release of a format.
+
+After a release its bytes are out in the world: later code must read them, so a later format gets a folder of its own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kasmina_edge.contracts.canonical import Contract, sha256_hex
+from kasmina_edge.contracts.change_plan import CaptureBudget, ChangePlan, HealthLimits
+from kasmina_edge.contracts.manifest import (
+    Acceptance,
+    BundleManifest,
+    DomainStatistics,
+    FeatureStatistics,
+    FileEntry,
+    Graft,
+    ModelFile,
+    ModelIO,
+    ModelTensor,
+    Parity,
+    Preprocessing,
+    ReferenceProbes,
+    SelfTest,
+    SiteTensors,
+)
+from kasmina_edge.contracts.profile import Anchor, HardwareProfile
+from kasmina_edge.contracts.record import Desired, DeviceState, Reported, Summary, TelemetryRecord
+from kasmina_edge.contracts.transfer import ChunkRequest
+
+FOLDER = Path(__file__).resolve().parent / "contracts-1"
+HOST = sha256_hex(b"host")
+PROBES = FileEntry.of("probes.npz", b"probes")
+
+
+def manifest() -> BundleManifest:
+    """A grafted bundle with both engines."""
+    outputs = (ModelTensor(name="y", shape=(1, 10), dtype="int8", scale=0.125, zero_point=-3),)
+    lite = ModelFile(
+        file=FileEntry.of("model.tflite", b"tflite"),
+        engine="litert",
+        inputs=(ModelTensor(name="x", shape=(1, 16, 16, 1), dtype="int8", scale=1 / 255, zero_point=-128),),
+        outputs=outputs,
+        selftest=SelfTest(file=FileEntry.of("selftest-litert.npz", b"s1"), samples=32, tolerance=1.0),
+        parity=Parity(samples=400, top1_agreement=0.9975, accuracy=0.97, float_accuracy=0.9725, max_abs_difference=0.4),
+        sites={"s1": SiteTensors(input_index=4, output_index=7)},
+    )
+    onnx = ModelFile(
+        file=FileEntry.of("model.onnx", b"onnx"),
+        engine="onnxruntime",
+        inputs=(ModelTensor(name="x", shape=(1, 16, 16, 1), dtype="float32"),),
+        outputs=(ModelTensor(name="y", shape=(1, 10), dtype="float32"),),
+        selftest=SelfTest(file=FileEntry.of("selftest-onnx.npz", b"s2"), samples=32, tolerance=1e-05),
+        parity=Parity(samples=400, top1_agreement=1.0, max_abs_difference=0.25),
+    )
+    feature = FeatureStatistics(mean=0.25, std=0.0625)
+    return BundleManifest(
+        name="digits",
+        version="1.1.0-rc.1",
+        release=7,
+        parent=HOST,
+        host=HOST,
+        profile="coral-usb",
+        inputs=(ModelIO(name="x", shape=(1, 16, 16, 1)),),
+        outputs=(ModelIO(name="y", shape=(1, 10), labels=tuple("0123456789")),),
+        head="classification",
+        preprocessing=Preprocessing(mean=0.5, std=0.25, valid_range=(0.0, 1.0)),
+        models=(lite, onnx),
+        grafts=(
+            Graft(
+                blueprint="depthwise",
+                blueprint_version=1,
+                site="s1",
+                intensity=1.0,
+                parameters=1648,
+                capture_batches=("cam-2:1-200",),
+            ),
+        ),
+        domains=(
+            DomainStatistics(name="clean", samples=500, window=60, threshold=0.3, features={"mean": feature}),
+            DomainStatistics(name="out-of-focus", samples=200, window=60, threshold=0.4, features={}),
+        ),
+        probes=ReferenceProbes(file=PROBES, samples=200),
+        acceptance=Acceptance(
+            samples=360,
+            clean_before=0.97,
+            clean_after=0.969,
+            target_before=0.22,
+            target_after=0.92,
+            gain_low=0.65,
+            gain_high=0.75,
+            clean_loss_high=0.008,
+            accepted=True,
+            reasons=("größer",),
+        ),
+        provenance={"experiment_id": "golden"},
+    )
+
+
+def contracts() -> list[Contract]:
+    """One value of every top-level contract."""
+    plan = ChangePlan(
+        bundle="digits",
+        serial=3,
+        hosts=(HOST,),
+        blueprints={"depthwise": (1,), "scale-bn-retune": (1, 2)},
+        sites=("s1", "s2"),
+        intensity=(0.25, 1.0),
+        maximum_parameters=5000,
+        maximum_growth_bytes=30_000,
+        maximum_latency_us=500.0,
+        health=HealthLimits(probes=PROBES.sha256, minimum_accuracy=0.95),
+        capture=CaptureBudget(max_frames=400, max_bytes=1_000_000),
+        controller_key="ab" * 32,
+    )
+    profile = HardwareProfile(
+        name="coral-usb",
+        aliases=("coral",),
+        description="Edge TPU",
+        chip="Google Edge TPU",
+        clock_mhz=500.0,
+        runtime="LiteRT with libedgetpu",
+        runtime_version="16.0",
+        engines=("litert",),
+        accelerator="edgetpu",
+        delegate_library="libedgetpu.so.1",
+        ram_bytes=2**30,
+        peak_int8_tops=4.0,
+        power_w=2.0,
+        error_band=0.6,
+        source="data sheet",
+        anchors=(Anchor(network="mobilenet-v2", latency_ms=2.6, energy_uj=5200.0, source="benchmark page"),),
+    )
+    record = TelemetryRecord(
+        device="cam-2",
+        bundle="digits 1.0.0",
+        release=6,
+        slot="a",
+        boot=4,
+        sequence=12,
+        started_s=1_795_000_000.5,
+        duration_s=2.0,
+        frames=40,
+        sampled=20,
+        input=Summary(count=20, mean=0.2, variance=0.001, minimum=0.1, maximum=0.3),
+        score=Summary(count=20, mean=0.9, variance=0.01, minimum=0.4, maximum=1.0),
+        features={"mean": 0.2, "roughness": 0.07},
+        latency_us={"p50": 25.0, "p99": 48.0, "max": 300.0},
+        labels={"3": 12, "7": 28},
+        drift=1.75,
+        drift_domain="clean",
+        check_frames=4,
+        check_correct=1,
+    )
+    reported = Reported(
+        device="cam-2",
+        boot=4,
+        sequence=2,
+        at_s=1_795_000_100.0,
+        name="digits",
+        version="1.1.0",
+        release=7,
+        digest=sha256_hex(b"grown"),
+        previous=HOST,
+        status="committed",
+        grafts=("depthwise@s1",),
+        update_bytes={"model": 5600},
+        update_seconds=1.25,
+        engine="LiteRT CPU",
+    )
+    state = DeviceState(device="cam-2", online=True, boot=4, at_s=1_795_000_000.0)
+    request = ChunkRequest(place="targets", path=f"grafts/digits/7/{HOST}.model.tflite", offset=131_072)
+    return [manifest(), plan, profile, record, reported, state, Desired(release=7, at_s=1_795_000_000.0), request]
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for value in contracts():
+        (FOLDER / f"{type(value).__name__}.json").write_bytes(value.to_bytes())

@@ -1,0 +1,70 @@
+"""One small host and one small growth for all tests of the growth half."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from kasmina_trainer.datasets.corruptions import blur
+from kasmina_trainer.datasets.digits import DigitSplits, Samples, split_digits
+from kasmina_trainer.evolve import GRAFT_SETTINGS, GrownNetwork, evolve
+from kasmina_trainer.seeds import SeededNetwork, attach_seeds
+from kasmina_trainer.training import HOST_SETTINGS, train_host
+
+SEED = 0
+
+
+@pytest.fixture(scope="session")
+def parts() -> DigitSplits:
+    """The split every growth test uses."""
+    return split_digits(SEED)
+
+
+@pytest.fixture(scope="session")
+def trained_host(parts: DigitSplits) -> nn.Module:
+    """A host trained for a quarter of the usual time; never edited."""
+    return train_host(parts.host, seed=SEED, settings=replace(HOST_SETTINGS, steps=90))
+
+
+@pytest.fixture
+def seeded(trained_host: nn.Module) -> SeededNetwork:
+    """The host with bare seed sites."""
+    return attach_seeds(trained_host)
+
+
+@pytest.fixture(scope="session")
+def captured(parts: DigitSplits) -> Samples:
+    """200 scenes seen through a lens out of focus."""
+    scenes = parts.camera.take(slice(0, 200))
+    return blur(scenes.x), scenes.y
+
+
+@pytest.fixture(scope="session")
+def held_out_captured(parts: DigitSplits) -> Samples:
+    """150 other scenes through the same lens."""
+    scenes = parts.camera.take(slice(200, 350))
+    return blur(scenes.x), scenes.y
+
+
+@pytest.fixture(scope="session")
+def grown(trained_host: nn.Module, parts: DigitSplits, captured: Samples, held_out_captured: Samples) -> GrownNetwork:
+    """A depthwise graft with its rival, grown in a fraction of the usual time."""
+    return evolve(
+        attach_seeds(trained_host),
+        train=parts.host.samples,
+        target=captured,
+        holdout_clean=parts.probes.samples,
+        holdout_target=held_out_captured,
+        settings=replace(GRAFT_SETTINGS, steps=80),
+        capture_batches=("a" * 64,),
+        seed=SEED,
+    )
+
+
+@pytest.fixture
+def digit_batch(parts: DigitSplits) -> torch.Tensor:
+    """Eight digits.  # (8, 1, 16, 16)"""
+    return torch.from_numpy(parts.probes.x[:8].copy())

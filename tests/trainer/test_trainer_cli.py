@@ -1,0 +1,166 @@
+"""The command line of the trainer: one sentence and a next step when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch import nn
+from typer.testing import CliRunner
+
+from kasmina_edge.contracts.arrays import pack_arrays
+from kasmina_edge.errors import InputError
+from kasmina_trainer.checkpoints import load_checkpoint, save_host
+from kasmina_trainer.cli import app, main, read_captured
+from kasmina_trainer.datasets.digits import Samples, to_nhwc
+
+runner = CliRunner()
+
+
+@pytest.fixture
+def out(tmp_path: Path, trained_host: nn.Module) -> Path:
+    """A folder that holds a trained host."""
+    save_host(tmp_path / "host.checkpoint", trained_host, metadata={"seed": 0})
+    return tmp_path
+
+
+@pytest.fixture
+def captures(tmp_path: Path, captured: Samples) -> Path:
+    """Labelled captures as the controller writes them."""
+    path = tmp_path / "captured.npz"
+    np.savez(path, x=to_nhwc(captured[0]), y=captured[1])
+    return path
+
+
+def test_help_needs_no_torch():
+    code = (
+        "import sys; from kasmina_trainer.cli import main; assert main(['--help']) == 0;"
+        "assert main(['evolve', '--help']) == 0; assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True)
+    for verb in ("train", "evolve", "export", "demo", "Exit codes"):
+        assert verb in done.stdout
+
+
+def test_train_writes_a_host(tmp_path: Path):
+    result = runner.invoke(app, ["train", "--out", str(tmp_path / "b"), "--steps", "8", "--seed", "2", "--json"])
+    assert result.exit_code == 0, result.output
+    value = json.loads(result.stdout)
+    assert value["sites"] == ["s1", "s2", "s3", "s4"] and 40_000 < value["parameters"] < 60_000
+    back = load_checkpoint(Path(value["file"]))
+    assert back.metadata["seed"] == 2 and back.metadata["sizes"]["probes"] >= 200
+
+
+def test_train_speaks_to_people(tmp_path: Path):
+    result = runner.invoke(app, ["train", "--out", str(tmp_path), "--steps", "2"])
+    assert result.exit_code == 0
+    assert "seed sites s1, s2, s3, s4" in result.stdout and "337 digits it has never seen" in result.stdout
+
+
+def test_evolve_grows_from_captures(out: Path, captures: Path):
+    result = runner.invoke(
+        app, ["evolve", "--captured", str(captures), "--out", str(out), "--no-rival", "--steps", "60", "--json"]
+    )
+    value = json.loads(result.stdout)
+    assert result.exit_code == 0, value
+    assert value["accepted"] and value["rows"][1]["target"] > value["rows"][0]["target"] + 0.2
+    saved = load_checkpoint(out / "grown.checkpoint")
+    assert [g.site for g in saved.grafts] == ["s1", "s2"] and saved.metadata["captured"] == 200
+
+
+def test_a_refused_growth_exits_with_1_and_says_why(out: Path):
+    result = runner.invoke(
+        app,
+        ["evolve", "--simulated", "blur", "--blueprint", "no-op", "--no-rival", "--out", str(out), "--sites", "s1, s3"],
+    )
+    assert result.exit_code == 1
+    assert "refused: gain: lower 95 % bound 0.000" in result.stdout.replace("\n", " ")
+    saved = load_checkpoint(out / "grown.checkpoint")
+    assert [g.site for g in saved.grafts] == ["s1", "s3"]
+    assert saved.acceptance is not None and not saved.acceptance.accepted
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence", "step"),
+    [
+        (["evolve"], "learns from labelled captures", "--captured FILE"),
+        (["evolve", "--captured", "missing.npz"], "missing.npz: no such file", "kasmina-edge"),
+        (["evolve", "--simulated", "fog"], "corruption 'fog'", ""),
+        (["evolve", "--simulated", "blur", "--blueprint", "deptwise"], "no blueprint is called", "depthwise"),
+        (
+            ["evolve", "--simulated", "blur", "--host", "nowhere"],
+            "nowhere: no such checkpoint",
+            "kasmina-trainer train",
+        ),
+        (["evolve", "--simulated", "blur", "--minutes", "0"], "0.0 minutes", ""),
+        (["export", "--checkpoint", "nowhere"], "nowhere: no such checkpoint", "kasmina-trainer train"),
+    ],
+)
+def test_mistakes_get_one_sentence(
+    out: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str, step: str
+):
+    assert main([*arguments, "--out", str(out)]) == 2
+    printed = " ".join(capsys.readouterr().err.split())
+    assert sentence in printed and step in printed and "Traceback" not in printed
+
+
+def test_debug_shows_the_traceback(out: Path):
+    with pytest.raises(InputError, match="labelled captures"):
+        main(["evolve", "--out", str(out), "--debug"])
+
+
+def test_a_mistake_for_machines(out: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["evolve", "--out", str(out), "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"] == "InputError"
+
+
+def test_captures_are_read_as_written(captures: Path, captured: Samples, tmp_path: Path):
+    x, y = read_captured(captures)
+    assert np.array_equal(x, captured[0]) and np.array_equal(y, captured[1])
+    packed = tmp_path / "packed.npz"
+    packed.write_bytes(pack_arrays({"x": to_nhwc(captured[0]), "y": captured[1]}))
+    assert np.array_equal(read_captured(packed)[0], x)
+
+
+GOOD = np.zeros((3, 16, 16, 1), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x": GOOD}, "array y is missing"),
+        ({"x": GOOD[:, :8], "y": np.zeros(3, np.int64)}, r"got x \(3, 8, 16, 1\) float32"),
+        ({"x": GOOD, "y": np.zeros(2, np.int64)}, r"y \(2,\) int64"),
+        ({"x": GOOD.astype(np.float64), "y": np.zeros(3, np.int64)}, "float64"),
+        ({"x": GOOD * np.nan, "y": np.zeros(3, np.int64)}, "768 values that are not numbers"),
+        ({"x": GOOD, "y": np.array([0, 1, 10])}, "labels run from 0 to 10"),
+        ({"x": GOOD, "y": np.array([object()] * 3)}, "not a file of plain arrays"),
+    ],
+)
+def test_malformed_captures_are_refused(tmp_path: Path, arrays: dict[str, np.ndarray], message: str):
+    path = tmp_path / "bad.npz"
+    np.savez(path, **arrays)
+    with pytest.raises(InputError, match=message):
+        read_captured(path)
+
+
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04 cut", b"\x93NUMPY", b"text"])
+def test_files_that_are_no_arrays_are_refused(tmp_path: Path, data: bytes):
+    path = tmp_path / "bad.npz"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"bad\.npz"):
+        read_captured(path)
+
+
+@pytest.mark.slow
+def test_export_writes_bundles_of_host_and_graft(out: Path, captures: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(out / "home"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(out / "home"))
+    assert main(["export", "--out", str(out)]) == 0
+    assert main(["evolve", "--captured", str(captures), "--out", str(out), "--no-rival"]) == 0
+    assert main(["export", "--captured", str(captures), "--out", str(out), "--json"]) == 0
+    assert sorted(p.name for p in out.glob("*.kasmina")) == ["digits-1.0.0.kasmina", "digits-1.1.0.kasmina"]

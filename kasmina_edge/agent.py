@@ -162,6 +162,7 @@ class Agent:
         self._publisher = Publisher(self._outbox, self._transport, self._topics, self.device, clock=self._clock)
         self._transport.on_connection(self._connection_changed)
         self._transport.subscribe(self._topics.desired(self.device), self._on_nudge)
+        self._transport.subscribe(self._topics.metadata("timestamp.json"), self._on_nudge)
         self._connection_changed(True)
         self._guard("trial", self._resume_trial)
         next_check = 0.0

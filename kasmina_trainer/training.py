@@ -57,7 +57,7 @@ class TrainingSettings:
     batch: int = 64
     learning_rate: float = 4e-3
     weight_decay: float = 1e-2
-    label_smoothing: float = 0.05
+    label_smoothing: float = 0.0
     shift: int = 1
     keep: float = 0.0
 

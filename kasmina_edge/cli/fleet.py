@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -263,6 +264,10 @@ def export_captures(office: FleetFolder, device: str, labels: Path) -> Any:
 def controller(
     fleet: FleetOption = None,
     ready_file: Annotated[Path | None, typer.Option("--ready-file", help="Written when the controller serves.")] = None,
+    username: Annotated[str | None, typer.Option("--username", help="At the broker.")] = None,
+    password_file: Annotated[Path | None, typer.Option("--password-file", help="Its password, one line.")] = None,
+    ca_file: Annotated[Path | None, typer.Option("--ca-file", help="Who signed the broker's certificate.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Allow plain mqtt:// off loopback.")] = False,
 ) -> None:
     """Serve the fleet until stopped: publish metadata, answer requests, remember what devices say."""
     from kasmina_edge.cli.device import stop_on_signals
@@ -273,19 +278,33 @@ def controller(
 
     office = open_fleet(fleet)
     configure("controller")
-    stop = stop_on_signals()
+    stop, ready = stop_on_signals(), threading.Event()
     with contextlib.ExitStack() as stack:
         if office.config.embedded:
             port = int(office.config.address.rsplit(":", 1)[1])
             stack.enter_context(start_embedded(port, office.folder / "broker"))
-        transport = MqttTransport(office.config.address, "controller")
-        transport.connect(10.0)
+        transport = MqttTransport(
+            office.config.address,
+            "controller",
+            username=username,
+            password=password_file.read_text().strip() if password_file else None,
+            ca_file=ca_file,
+            insecure=insecure,
+            clean_start=False,
+        )
         stack.callback(transport.close)
-        store = office.store()
+        store = stack.enter_context(contextlib.closing(office.store()))
         served = Controller(office.folder / "repository", transport, office.topics, store, clock=time.time)
+        transport.connect(10.0)
         if ready_file is not None:
-            write_durable(ready_file, json.dumps({"address": office.config.address}).encode())
-        served.run(stop)
+            threading.Thread(target=_say_ready, args=(ready, ready_file, office.config.address), daemon=True).start()
+        served.run(stop, ready=ready)
+
+
+def _say_ready(ready: threading.Event, path: Path, address: str) -> None:
+    """Write the ready file after the first whole publication."""
+    ready.wait()
+    write_durable(path, json.dumps({"address": address}).encode())
 
 
 def monitor(

@@ -82,7 +82,10 @@ class Grower:
             version="1.0.0",
             profile=PROFILE,
             calibration=splits.host.nhwc(),
-            held_out=(splits.check.nhwc(), splits.check.y),
+            held_out=(
+                np.concatenate([splits.check.nhwc(), splits.probes.nhwc()]),
+                np.concatenate([splits.check.y, splits.probes.y]),
+            ),
             labels=LABELS,
             domains={"clean": splits.probes.nhwc()},
             probes=(splits.probes.nhwc(), splits.probes.y),
@@ -114,8 +117,8 @@ class Grower:
             profile=PROFILE,
             calibration=np.concatenate([self.splits.host.nhwc(), learned[0]]),
             held_out=(
-                np.concatenate([self.splits.check.nhwc(), held_out[0]]),
-                np.concatenate([self.splits.check.y, held_out[1]]),
+                np.concatenate([self.splits.check.nhwc(), clean.nhwc(), held_out[0]]),
+                np.concatenate([self.splits.check.y, clean.y, held_out[1]]),
             ),
             labels=LABELS,
             domains={"clean": clean.nhwc(), "captured": learned[0]},

@@ -130,6 +130,8 @@ def export_bundle(
         sites=sites,
         parent=_parent_model(parent),
     )
+    rows = _selftest_rows(len(frames), seed)
+    lite_model = _litert_model(lite, fed, reference, truth, rows, parent)
     twin = onnx.export_onnx(
         module,
         calibration=fed["calibration"],
@@ -137,11 +139,7 @@ def export_bundle(
         labels=truth,
         float_logits=reference,
     )
-    rows = _selftest_rows(len(frames), seed)
-    models = (
-        _litert_model(lite, fed, reference, truth, rows, parent),
-        _onnx_model(twin, fed, reference, truth, rows, parent),
-    )
+    models = (lite_model, _onnx_model(twin, fed, reference, truth, rows, parent))
     files = {path: data for model in models for path, data in model.files.items()}
     probe_entry, probe_file = _probes(probes, parent)
     files.update(probe_file)

@@ -103,6 +103,10 @@ def reported(device: str = "cam-1", **changes: Any) -> Reported:
     return Reported.parse({"device": device, "boot": 1, "sequence": 1, "at_s": 0.0, **changes})
 
 
+def _release(message: Message) -> int:
+    return Desired.from_bytes(message.payload).release
+
+
 # What is published ----------------------------------------------------------------------------------------------------
 
 
@@ -199,7 +203,7 @@ def test_devices_are_nudged_and_a_group_reaches_whoever_was_heard(memory: Subjec
         wait_for(lambda: "cam-2" in controller.intake.devices, "cam-2 to be heard")
         world.publish(make_bundle(version="1.0.1", seed=1), to=("@all",))
         for inbox in cams.values():
-            inbox.wait_until(lambda found: Desired.from_bytes(found[-1].payload).release == 2, "release 2")
+            inbox.wait_until(lambda found: [*map(_release, found)][-1:] == [2], "release 2")
         assert len(cams["cam-2"].messages) == 1, "a nudge is sent once"
 
 

@@ -12,6 +12,7 @@ Weights: symmetric int8, one scale a channel. Activations: asymmetric int8, one 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +36,7 @@ MINIMUM_AGREEMENT = 0.99
 """Share of held-out inputs whose top answer an export must keep."""
 
 ACCURACY_PRICE = 0.005
-"""Accuracy (share of 1) that pinning may cost against the best version, in exchange for a small update."""
+"""Accuracy (share of 1) that pinning may cost against the float network, in exchange for a small update."""
 
 _MANTISSA_BITS = 10
 _SMALLEST_SCALE = 2.0**-24
@@ -95,12 +96,14 @@ def watch(float_model: bytes, frames: Array, names: Sequence[str]) -> Iterator[d
     """
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-    interpreter = Interpreter(
-        model_content=float_model,
-        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-        experimental_preserve_all_tensors=True,
-        num_threads=1,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*experimental_preserve_all_tensors.*")
+        interpreter = Interpreter(
+            model_content=float_model,
+            experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+            experimental_preserve_all_tensors=True,
+            num_threads=1,
+        )
     interpreter.allocate_tensors()
     entry = interpreter.get_input_details()[0]
     places = {d["name"]: d["index"] for d in interpreter.get_tensor_details()}
@@ -265,20 +268,23 @@ class Candidate:
     accuracy: float | None
 
 
-def choose(candidates: Sequence[Candidate]) -> Candidate:
+def choose(candidates: Sequence[Candidate], float_accuracy: float | None = None) -> Candidate:
     """The version to ship. Pure.
 
     The rule: of the versions in order of how much they pin, the first that keeps `MINIMUM_AGREEMENT` and whose accuracy
-    is within `ACCURACY_PRICE` of the most accurate version; where none does, the one that agrees best.
+    is within `ACCURACY_PRICE` of the float network's, or of the best version's where that is lower; where none does,
+    the one that agrees best. (A version more accurate than the float network is so by luck, and sets no mark.)
 
     Args:
         candidates: At least one, most pinned first.
+        float_accuracy: The float network's, on the same inputs; None when their labels are unknown.
     """
     if not candidates:
         raise InputError("no quantized version to choose from")
     best = max((c.accuracy for c in candidates if c.accuracy is not None), default=None)
+    mark = None if best is None else min(best, best if float_accuracy is None else float_accuracy) - ACCURACY_PRICE
     for candidate in candidates:
-        close = best is None or candidate.accuracy is None or candidate.accuracy >= best - ACCURACY_PRICE
+        close = mark is None or candidate.accuracy is None or candidate.accuracy >= mark
         if candidate.agreement >= MINIMUM_AGREEMENT and close:
             return candidate
     return max(candidates, key=lambda c: c.agreement)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -29,7 +29,7 @@ def console(*, stderr: bool = False) -> Console:
     return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=PIPE_WIDTH)
 
 
-def emit(value: dict[str, Any], *, as_json: bool, table: Table | Text | str | None = None) -> None:
+def emit(value: dict[str, Any], *, as_json: bool, table: RenderableType | None = None) -> None:
     """Print ``value`` as one JSON object, or ``table`` for people (nothing when it is None)."""
     if as_json:
         sys.stdout.write(json.dumps(value, sort_keys=True, ensure_ascii=False) + "\n")

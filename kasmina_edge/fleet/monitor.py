@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -129,21 +130,31 @@ def fleet_alerts(views: Sequence[DeviceView], *, now: float, limits: AlertLimits
     return tuple(sorted(found, key=lambda a: (a.severity != "critical", a.device, a.kind)))
 
 
-def fleet_table(views: Sequence[DeviceView], *, now: float, limits: AlertLimits | None = None) -> Table:
-    """A table for people, one row a device; what is not known is a dash."""
-    table = Table(title=None, expand=False, header_style="bold")
-    table.add_column("device")
-    table.add_column("state")
-    table.add_column("runs")
+def fleet_table(views: Sequence[DeviceView], *, now: float, limits: AlertLimits | None = None) -> Group:
+    """For people: one row a device, what is not known is a dash; below it every alert in full, critical ones first."""
+    table = Table(box=None, header_style="bold", padding=(0, 2))
+    for name in ("device", "state", "runs"):
+        table.add_column(name, no_wrap=True)
     for name in ("drift", "check frames", "score", "p50", "heard"):
-        table.add_column(name, justify="right")
-    table.add_column("alerts", overflow="fold")
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("alerts", no_wrap=True)
     for view in sorted(views, key=lambda v: v.device):
-        alerts = device_alerts(view, now=now, limits=limits)
-        table.add_row(*_cells(view, alerts, now))
+        table.add_row(*_cells(view, device_alerts(view, now=now, limits=limits), now))
     if not views:
         table.caption = "No device was heard of yet."
-    return table
+    told = [
+        # Text, not markup: part of it is what devices say
+        Text(f"  {_name(alert)} {alert.device}: {alert.message}", style=_STYLES.get(alert.severity, "yellow"))
+        for alert in fleet_alerts(views, now=now, limits=limits)
+    ]
+    return Group(table, *([Text("")] if told else []), *told)
+
+
+_STYLES = {"critical": "red"}
+
+
+def _name(alert: Alert) -> str:
+    return alert.kind.replace("_", " ")
 
 
 def _cells(view: DeviceView, alerts: Sequence[Alert], now: float) -> list[Text]:
@@ -154,13 +165,7 @@ def _cells(view: DeviceView, alerts: Sequence[Alert], now: float) -> list[Text]:
     score = f"{latest.score.mean:.3f}" if latest and latest.score else "-"
     p50 = latest.latency_us.get("p50") if latest and latest.latency_us else None
     heard = "-" if view.last_heard_s is None else f"{max(0.0, now - view.last_heard_s):.0f} s ago"
-    told = Text("\n").join(
-        Text(
-            f"{alert.kind.replace('_', ' ')}: {alert.message}",
-            style="red" if alert.severity == "critical" else "yellow",
-        )
-        for alert in alerts
-    )  # Text, not markup: part of it is what devices say
+    critical = any(alert.severity == "critical" for alert in alerts)
     return [
         Text(view.device),
         Text("-") if view.online is None else Text("online", "green") if view.online else Text("offline", "yellow"),
@@ -170,7 +175,7 @@ def _cells(view: DeviceView, alerts: Sequence[Alert], now: float) -> list[Text]:
         Text(score),
         Text("-" if p50 is None else f"{p50:.0f} us"),
         Text(heard, style="yellow" if kinds & {"silent", "offline"} else ""),
-        told if alerts else Text("-"),
+        Text(", ".join(_name(alert) for alert in alerts) or "-", style="red" if critical else ""),
     ]
 
 

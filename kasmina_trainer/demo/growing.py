@@ -15,6 +15,7 @@ from kasmina_trainer.acceptance import AcceptanceLimits, Samples, measure_accept
 from kasmina_trainer.checkpoints import load_checkpoint, save_host, save_network
 from kasmina_trainer.datasets.corruptions import NHWC_AXES, corrupt
 from kasmina_trainer.datasets.digits import LABELS, DigitSplits, split_digits, to_nchw
+from kasmina_trainer.datasets.scenes import set_aside
 from kasmina_trainer.evolve import GrownNetwork, evolve
 from kasmina_trainer.export.bundle import export_bundle
 from kasmina_trainer.seeds import SeededNetwork, attach_seeds, freeze
@@ -28,8 +29,7 @@ NAME = "digits"
 PROFILE = "coral-usb"
 HOST_FILE = "host.checkpoint"
 HOLDOUT_SHARE = 0.25
-TWIN_RMS = 0.03
-HARMFUL = TrainingSettings(steps=600, learning_rate=2e-2)
+HARMFUL = TrainingSettings(steps=120, learning_rate=5e-3)
 
 
 class Grower:
@@ -102,7 +102,7 @@ class Grower:
         return self._evolve(x, y, batches, blueprint="scale-bn-retune")
 
     def grow_harmful(self, x: Frames, y: Labels, batches: Sequence[str]) -> tuple[GrownNetwork, Samples, Samples]:
-        """The same blueprint trained long on the captured inputs alone: it forgets what the host could."""
+        """The same blueprint trained on the captured inputs alone: it forgets what the host could."""
         return self._evolve(x, y, batches, blueprint="depthwise", target_only=True, settings=HARMFUL)
 
     def export_grown(self, grown: tuple[GrownNetwork, Samples, Samples], version: str) -> Bundle:
@@ -155,7 +155,8 @@ class Grower:
         target_only: bool = False,
         settings: TrainingSettings | None = None,
     ) -> tuple[GrownNetwork, Samples, Samples]:
-        learn, judge = split_without_twins(x, HOLDOUT_SHARE, seed=self._seed)
+        judge = set_aside(x, share=HOLDOUT_SHARE, seed=self._seed)
+        learn = ~judge
         splits = self.splits
         grown = evolve(
             self.seeds,
@@ -192,26 +193,3 @@ def predictor(bundle: Bundle) -> Callable[[Frames], Labels]:
             engine.close()
 
     return predict
-
-
-def split_without_twins(x: Frames, share: float, *, seed: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Rows to learn from and rows to judge by, frames of one and the same scene on one side.
-
-    A camera that looks twice at a thing takes two frames that differ by sensor noise; with one on each side the gate
-    would ask for what was learned by heart. Frames closer than `TWIN_RMS` (root mean square over pixels) stay together.
-    """
-    flat = x.reshape(len(x), -1).astype(np.float64)
-    squares = (flat**2).sum(axis=1)
-    distance = np.sqrt(np.maximum(squares[:, None] + squares[None] - 2 * flat @ flat.T, 0) / flat.shape[1])
-    group = np.arange(len(x))
-    for i, j in zip(*np.nonzero(np.triu(distance < TWIN_RMS, k=1)), strict=True):
-        group[group == group[j]] = group[i]
-    names = np.random.default_rng(seed).permutation(np.unique(group))
-    judge: list[int] = []
-    for name in names:
-        if len(judge) >= share * len(x):
-            break
-        judge += np.flatnonzero(group == name).tolist()
-    chosen = np.zeros(len(x), bool)
-    chosen[judge] = True
-    return np.flatnonzero(~chosen), np.flatnonzero(chosen)

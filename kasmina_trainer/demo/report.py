@@ -100,9 +100,11 @@ def _drift_chart(found: Findings) -> str:
     releases = [p for i, p in enumerate(points) if i and p["release"] != points[i - 1]["release"]]
     for p in releases:
         at = x(p["at_s"])
+        side = "text-anchor='end'" if at > _WIDTH - 90 else ""
         marks += (
             f"<line x1='{at:.1f}' x2='{at:.1f}' y1='{_TOP}' y2='{_HEIGHT - 26}' class='mark'/>"
-            f"<text x='{at + 4:.1f}' y='{_TOP + 10}' class='tick'>release {p['release']}</text>"
+            f"<text x='{at - 5 if side else at + 5:.1f}' y='{_HEIGHT - 34}' {side} class='tick'>"
+            f"release {p['release']}</text>"
         )
     checks = "".join(
         f"<circle cx='{x(p['at_s']):.1f}' cy='{y(p['check'] * top):.1f}' r='2.5' class='check'/>"

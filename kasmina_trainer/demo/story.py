@@ -33,7 +33,7 @@ from kasmina_trainer.demo.rivals import unsigned_path
 
 CAMERAS = ("cam-1", "cam-2", "cam-3")
 DRIFTING = "cam-2"
-CAPTURED_SAMPLES = 200
+CAPTURED_SAMPLES = 340
 CORRUPTION = "blur"
 TARGET = "out-of-focus"
 STEP_TIMEOUT_S = 90.0

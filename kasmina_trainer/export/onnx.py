@@ -20,6 +20,7 @@ from kasmina_edge.contracts.manifest import ModelTensor
 from kasmina_edge.errors import KasminaError
 from kasmina_trainer import quantization
 from kasmina_trainer.export import parity
+from kasmina_trainer.export.correction import correct_onnx
 from kasmina_trainer.export.folding import fold_norms
 from kasmina_trainer.export.silence import quiet
 from kasmina_trainer.quantization import Candidate, Range
@@ -190,10 +191,16 @@ def export_onnx(
     """
     model = convert(fold_norms(module), (1, *calibration.shape[1:]))
     observed = quantization.observe(lambda: watch(model, calibration))
+    float_calibration = parity.float_logits(module, calibration)
     candidates = []
     for name, headroom, whole in (("free", 0.0, False), ("free, whole range", 0.0, True), ("free, wide", 0.2, False)):
         ranges = quantization.free_ranges(observed, headroom=headroom, border=(INPUT, OUTPUT), whole=whole)
         data = canonical(quantize(model, ranges))
+        shift = (parity.onnx_logits(data, calibration) - float_calibration).mean(axis=0)
+        moved = onnx.ModelProto()
+        moved.CopyFrom(model)
+        if correct_onnx(moved, shift, OUTPUT):
+            data = canonical(quantize(moved, ranges))
         agreement, accuracy = parity.measure(parity.onnx_logits(data, held_out), float_logits, labels)
         candidates.append(Candidate(name, data, 0, 0, agreement, accuracy))
         if agreement >= quantization.MINIMUM_AGREEMENT:

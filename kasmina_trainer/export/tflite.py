@@ -21,6 +21,7 @@ from kasmina_edge.errors import KasminaError
 from kasmina_trainer import quantization
 from kasmina_trainer.export import flatbuffer, parity
 from kasmina_trainer.export.alignment import Alignment, align
+from kasmina_trainer.export.correction import correct_tflite
 from kasmina_trainer.export.folding import fold_norms
 from kasmina_trainer.export.silence import quiet
 from kasmina_trainer.quantization import Candidate, Range
@@ -219,6 +220,7 @@ def export_tflite(
                 versions[name] = quantization.pinned(own, inherited, observed, most_strain=most)
     versions["free"] = free
     versions["free, whole range"] = whole
+    float_calibration = parity.float_logits(module, calibration)
     candidates: list[Candidate] = []
     built: dict[str, dict[str, int]] = {}
     for name, ranges in versions.items():
@@ -226,11 +228,12 @@ def export_tflite(
             continue
         with quiet():
             raw = first if ranges is free else quantization.quantize(network.data, ranges)
-        data, built[name] = _canonical(raw, parent, alignment)
+        data, built[name] = _corrected(raw, calibration, float_calibration, parent, alignment)
         agreement, accuracy = parity.measure(parity.litert_logits(data, held_out), float_logits, labels)
         kept = sum(ranges[n] == r for n, r in inherited.items())
         candidates.append(Candidate(name, data, kept, len(inherited), agreement, accuracy))
-    chosen = quantization.choose(candidates)
+    float_accuracy = parity.measure(float_logits, float_logits, labels)[1]
+    chosen = quantization.choose(candidates, float_accuracy)
     model = flatbuffer.parse(chosen.data)
     index = built[chosen.name]
     return TfliteExport(
@@ -253,6 +256,17 @@ def inherited_ranges(parent: Any, grown: Any, alignment: Alignment) -> dict[str,
         if scheme is not None:
             found[names[mine]] = quantization.range_of(*scheme)
     return found
+
+
+def _corrected(
+    raw: bytes, calibration: Array, float_calibration: Array, parent: bytes | None, alignment: Alignment | None
+) -> tuple[bytes, dict[str, int]]:
+    """Canonical bytes with the answers' mean error taken out; the new index of every named tensor."""
+    plain, _ = _canonical(raw, parent, alignment)
+    shift = (parity.litert_logits(plain, calibration) - float_calibration).mean(axis=0)
+    model = flatbuffer.parse(raw)
+    correct_tflite(model, shift)
+    return _canonical(flatbuffer.serialize(model), parent, alignment)
 
 
 def _canonical(raw: bytes, parent: bytes | None, alignment: Alignment | None) -> tuple[bytes, dict[str, int]]:

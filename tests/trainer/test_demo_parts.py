@@ -20,7 +20,6 @@ from kasmina_edge.slots import SlotStore
 from kasmina_edge.telemetry.outbox import Outbox
 from kasmina_trainer.demo import camera, report
 from kasmina_trainer.demo.findings import Findings, Step
-from kasmina_trainer.demo.growing import split_without_twins
 from kasmina_trainer.demo.processes import Processes
 
 
@@ -90,21 +89,6 @@ def test_the_table_reads_the_same_in_a_terminal_and_in_markdown() -> None:
     assert lines[2] == "| host 1.0.0 | 97.4 % | 22.1 % |  |"
     assert lines[3] == "| forged update |  |  | refused & logged |"
     assert report.table(findings()).row_count == 2
-
-
-def test_frames_of_one_scene_stay_on_one_side() -> None:
-    rng = np.random.default_rng(0)
-    scenes = rng.uniform(0, 1, (40, 16, 16, 1)).astype(np.float32)
-    which = rng.integers(0, 40, 200)
-    x = np.clip(scenes[which] + rng.normal(0, 0.01, (200, 16, 16, 1)), 0, 1).astype(np.float32)
-    learn, judge = split_without_twins(x, 0.25, seed=1)
-    assert set(which[learn]).isdisjoint(which[judge])
-    assert sorted([*learn, *judge]) == list(range(200))
-    assert 50 <= len(judge) <= 70
-    again = split_without_twins(x, 0.25, seed=1)
-    assert np.array_equal(again[0], learn) and np.array_equal(again[1], judge)
-    plain = np.random.default_rng(1).permutation(200)[:50]
-    assert set(which[plain]) & set(np.delete(which, plain)), "a plain split would have mixed them"
 
 
 def test_processes_end_with_the_block_and_a_fallen_one_is_named(tmp_path: Path) -> None:

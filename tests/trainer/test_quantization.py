@@ -114,6 +114,13 @@ def test_the_choice(versions: list[tuple[str, float, float | None]], taken: str)
     assert quantization.choose([version(*v) for v in versions]).name == taken
 
 
+def test_luck_above_the_float_network_sets_no_mark() -> None:
+    versions = [version("pinned", 1.0, 0.90), version("free", 1.0, 0.92)]
+    assert quantization.choose(versions, 0.90).name == "pinned"
+    assert quantization.choose(versions, 0.92).name == "free"
+    assert quantization.choose(versions, 0.95).name == "free"
+
+
 def test_nothing_to_choose_from() -> None:
     with pytest.raises(InputError):
         quantization.choose([])

@@ -12,6 +12,7 @@ import pytest
 from torch import nn
 from typer.testing import CliRunner
 
+from kasmina_edge.bundle import read_file
 from kasmina_edge.contracts.arrays import pack_arrays
 from kasmina_edge.errors import InputError
 from kasmina_trainer.checkpoints import load_checkpoint, save_host
@@ -157,10 +158,19 @@ def test_files_that_are_no_arrays_are_refused(tmp_path: Path, data: bytes):
 
 
 @pytest.mark.slow
-def test_export_writes_bundles_of_host_and_graft(out: Path, captures: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("HOME", str(out / "home"))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(out / "home"))
-    assert main(["export", "--out", str(out)]) == 0
-    assert main(["evolve", "--captured", str(captures), "--out", str(out), "--no-rival"]) == 0
-    assert main(["export", "--captured", str(captures), "--out", str(out), "--json"]) == 0
-    assert sorted(p.name for p in out.glob("*.kasmina")) == ["digits-1.0.0.kasmina", "digits-1.1.0.kasmina"]
+def test_the_whole_bench_in_a_shell(tmp_path: Path, captured: Samples, monkeypatch: pytest.MonkeyPatch):
+    """Train, export, evolve, export: two signed bundles, the second one a growth of the first."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
+    captures = tmp_path / "captured.npz"
+    np.savez(captures, x=to_nhwc(captured[0]), y=captured[1])
+    to = ["--out", str(tmp_path / "build")]
+    assert main(["train", *to]) == 0
+    assert main(["export", *to]) == 0
+    assert main(["evolve", "--captured", str(captures), "--no-rival", *to]) == 0
+    assert main(["export", "--captured", str(captures), *to]) == 0
+    host, grown = (read_file(tmp_path / "build" / f"digits-{version}.kasmina") for version in ("1.0.0", "1.1.0"))
+    assert grown.manifest.parent == grown.manifest.host == host.manifest.content_digest()
+    assert [g.site for g in grown.manifest.grafts] == ["s1", "s2"]
+    assert grown.manifest.acceptance is not None and grown.manifest.acceptance.accepted
+    assert {d.name for d in grown.manifest.domains} == {"clean", "captured"}
+    assert min(m.parity.top1_agreement for b in (host, grown) for m in b.manifest.models) >= 0.99

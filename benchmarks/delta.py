@@ -44,8 +44,8 @@ def rows() -> list[dict[str, Any]]:
     )
     clean = to_nhwc(parts.host.x)
     mixed = np.concatenate([clean[:CAPTURED], to_nhwc(captured)])
-    held_out = np.concatenate([to_nhwc(parts.probes.x), to_nhwc(unseen)])
-    labels = np.concatenate([parts.probes.y, judge.y])
+    held_out = np.concatenate([to_nhwc(parts.probes.x), to_nhwc(parts.check.x), to_nhwc(unseen)])
+    labels = np.concatenate([parts.probes.y, parts.check.y, judge.y])
 
     def export(module: nn.Module, calibration: Any, parent: bytes | None) -> tflite.TfliteExport:
         return tflite.export_tflite(

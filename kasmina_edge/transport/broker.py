@@ -21,6 +21,7 @@ import pwd
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -39,6 +40,7 @@ EMBEDDED_PAYLOAD_BYTES = 2 * 1024 * 1024
 MOSQUITTO_PACKET_BYTES = 300_000
 PASSWORD_ROUNDS = 101
 _HOST = "127.0.0.1"
+_HELLO = bytes.fromhex("101200044d5154540502000a000005") + b"probe"  # MQTT 5 CONNECT, clean start, client id "probe"
 _START_TRIES = 5
 
 
@@ -113,10 +115,23 @@ class BrokerProcess:
                 raise LinkError(
                     f"{self.address}: the broker ended with code {self._process.returncode}: {self._said()}"
                 )
-            with contextlib.suppress(OSError), socket.create_connection((_HOST, self.port), timeout=0.2):
-                return
+            with contextlib.suppress(OSError):
+                if self._answers():
+                    return
         self.kill()
         raise LinkError(f"{self.address}: the broker accepted nobody within {self._start_s:g} s: {self._said()}")
+
+    def _answers(self) -> bool:
+        """Whether it speaks: an open port is not enough, a broker with a wrong setting opens it and ends."""
+        with socket.create_connection((_HOST, self.port), timeout=1.0) as plain:
+            if self._scheme == "mqtts":
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+                context.check_hostname = False  # a question to a child process on loopback; nothing secret is said
+                context.verify_mode = ssl.CERT_NONE
+                with context.wrap_socket(plain):
+                    return True
+            plain.sendall(_HELLO)
+            return bool(plain.recv(1))
 
     def stop(self, timeout_s: float = 5.0) -> None:
         """End it politely, then for certain."""

@@ -24,7 +24,7 @@ Array = npt.NDArray[Any]
 CAPTURED = 200
 
 
-def grow(host: nn.Module, parts: DigitSplits, *, steps: int = 150) -> SeededNetwork:
+def grow(host: nn.Module, parts: DigitSplits, *, steps: int = 250) -> SeededNetwork:
     """Depthwise grafts at the first two sites, trained for a lens out of focus."""
     network = attach_seeds(host)
     for site in network.sites[:2]:
@@ -46,7 +46,8 @@ def frames(parts: DigitSplits) -> Mapping[str, tuple[Array, Array]]:
     """Calibration and held-out frames with labels, clean and mixed with the blurred domain."""
     learn, judge = parts.camera.take(slice(0, CAPTURED)), parts.camera.take(slice(CAPTURED, len(parts.camera)))
     clean, clean_y = to_nhwc(parts.host.x[:CAPTURED]), parts.host.y[:CAPTURED]
-    held, held_y = to_nhwc(parts.probes.x), parts.probes.y
+    held = np.concatenate([to_nhwc(parts.probes.x), to_nhwc(parts.check.x)])
+    held_y = np.concatenate([parts.probes.y, parts.check.y])
     return {
         "clean": (clean, clean_y),
         "captured": (to_nhwc(blur(learn.x)), learn.y),
@@ -70,7 +71,7 @@ def host_bundle(network: SeededNetwork, parts: DigitSplits) -> Bundle:
         held_out=given["held_out_clean"],
         labels=LABELS,
         domains={"clean": given["held_out_clean"][0]},
-        probes=given["held_out_clean"],
+        probes=(to_nhwc(parts.probes.x), parts.probes.y),
         release=1,
     )
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kasmina_edge.contracts.manifest import MINIMUM_AGREEMENT
 from kasmina_edge.errors import InputError, KasminaError
 
 Array = npt.NDArray[Any]
@@ -32,7 +33,6 @@ HEADROOM = 0.3
 STRAINS = (3.0, 0.3)
 """Partly pinned versions: a pinned range is given up where `Observed.strain` is larger than this."""
 
-MINIMUM_AGREEMENT = 0.99
 """Share of held-out inputs whose top answer an export must keep."""
 
 ACCURACY_PRICE = 0.005

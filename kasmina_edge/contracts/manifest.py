@@ -23,6 +23,7 @@ EngineName = Literal["litert", "onnxruntime"]
 MANIFEST_PATH = "manifest.json"
 RESERVED_PATHS = (MANIFEST_PATH, "tuf")  # the manifest cannot name itself; tuf/ holds the metadata
 MAX_FILE_BYTES = 512 * 1024 * 1024
+MINIMUM_AGREEMENT = 0.99  # top-1, of a quantized file with its float network on held-out data
 
 
 class FileEntry(SignedContract):

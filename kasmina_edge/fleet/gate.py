@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kasmina_edge.contracts.change_plan import ChangePlan
-from kasmina_edge.contracts.manifest import BundleManifest
+from kasmina_edge.contracts.manifest import MINIMUM_AGREEMENT, BundleManifest
 from kasmina_edge.errors import InputError
 
 Audit = Callable[..., object]
 
 
 def acceptance_fault(manifest: BundleManifest) -> str | None:
-    """Why a bundle's own acceptance numbers forbid its publication; None when they do not."""
+    """Why a bundle's own parity or acceptance numbers forbid its publication; None when they do not."""
+    for model in manifest.models:
+        if model.parity.top1_agreement < MINIMUM_AGREEMENT:
+            return (
+                f"{model.file.path} answers as its float network on {model.parity.top1_agreement:.2%} of "
+                f"{model.parity.samples} inputs, at least {MINIMUM_AGREEMENT:.0%} is asked"
+            )
     found = manifest.acceptance
     if found is None:
         return "brings grafts and no acceptance measurement" if manifest.grafts else None

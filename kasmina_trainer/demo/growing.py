@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from kasmina_edge import engines, health
 from kasmina_edge.bundle import Bundle
+from kasmina_edge.contracts.manifest import MINIMUM_AGREEMENT
 from kasmina_edge.contracts.profile import load_profile
 from kasmina_trainer.acceptance import AcceptanceLimits, Samples, measure_acceptance
 from kasmina_trainer.checkpoints import load_checkpoint, save_host, save_network
@@ -105,8 +106,10 @@ class Grower:
         """The same blueprint trained on the captured inputs alone: it forgets what the host could."""
         return self._evolve(x, y, batches, blueprint="depthwise", target_only=True, settings=HARMFUL)
 
-    def export_grown(self, grown: tuple[GrownNetwork, Samples, Samples], version: str) -> Bundle:
-        """The int8 form, judged again as the file that a device will run."""
+    def export_grown(
+        self, grown: tuple[GrownNetwork, Samples, Samples], version: str, *, insist: bool = False
+    ) -> Bundle:
+        """The int8 form, judged again as the file that a device will run; ``insist`` overrides the parity gate."""
         network, learned, held_out = grown
         assert self._host is not None
         clean = self.splits.probes
@@ -127,6 +130,7 @@ class Grower:
             grafts=network.grafts,
             acceptance=network.acceptance,
             seed=self._seed,
+            minimum_agreement=0.0 if insist else MINIMUM_AGREEMENT,
         )
         acceptance = measure_acceptance(
             predictor(self._host), predictor(bundle), (clean.nhwc(), clean.y), held_out, limits=LIMITS, seed=self._seed

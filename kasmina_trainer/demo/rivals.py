@@ -35,7 +35,8 @@ def main() -> int:
     for kind, version in KINDS.items():
         grow = grower.retune if kind == "retune" else grower.grow_harmful
         grown = grow(captured["x"], captured["y"], options.batches.split(","))
-        write_durable(unsigned_path(options.out, kind), pack(grower.export_grown(grown, version)))
+        bundle = grower.export_grown(grown, version, insist=kind == "harmful")
+        write_durable(unsigned_path(options.out, kind), pack(bundle))
     return 0
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from kasmina_edge.bundle import Bundle
 from kasmina_edge.contracts.arrays import pack_arrays
 from kasmina_edge.contracts.manifest import (
+    MINIMUM_AGREEMENT,
     Acceptance,
     BundleManifest,
     DomainStatistics,
@@ -80,6 +81,7 @@ def export_bundle(
     preprocessing: Preprocessing | None = None,
     window: int = WINDOW_FRAMES,
     provenance: Mapping[str, str] | None = None,
+    minimum_agreement: float = MINIMUM_AGREEMENT,
 ) -> Bundle:
     """Export a network as an unsigned bundle.
 
@@ -105,11 +107,13 @@ def export_bundle(
         preprocessing: What the runtime does to a frame before the model; none by default.
         window: Frames that the drift threshold's windows hold.
         provenance: More lines for the manifest's provenance.
+        minimum_agreement: Share of held-out inputs on which each file must answer as the float network does. A bundle
+            exported under a lower one says so in its parity numbers, and `fleet publish` refuses it unless insisted.
 
     Raises:
         InputError: Shapes or counts do not fit, or grafts without a parent.
         KasminaError: The network does not convert, does not become int8 throughout, or answers differently from its
-            float self on more than 1 % of the held-out inputs (the message names both numbers).
+            float self on too many held-out inputs (the message names both numbers).
     """
     frames, truth = np.asarray(held_out[0], np.float32), np.asarray(held_out[1])
     calibration = np.asarray(calibration, np.float32)
@@ -131,7 +135,7 @@ def export_bundle(
         parent=_parent_model(parent),
     )
     rows = _selftest_rows(len(frames), seed)
-    lite_model = _litert_model(lite, fed, reference, truth, rows, parent)
+    lite_model = _litert_model(lite, fed, reference, truth, rows, parent, minimum_agreement)
     twin = onnx.export_onnx(
         module,
         calibration=fed["calibration"],
@@ -139,7 +143,7 @@ def export_bundle(
         labels=truth,
         float_logits=reference,
     )
-    models = (lite_model, _onnx_model(twin, fed, reference, truth, rows, parent))
+    models = (lite_model, _onnx_model(twin, fed, reference, truth, rows, parent, minimum_agreement))
     files = {path: data for model in models for path, data in model.files.items()}
     probe_entry, probe_file = _probes(probes, parent)
     files.update(probe_file)
@@ -212,10 +216,10 @@ def _selftest_rows(count: int, seed: int) -> Array:
 
 def _litert_model(
     made: tflite.TfliteExport, fed: Mapping[str, Array], reference: Array, truth: Array, rows: Array,
-    parent: Bundle | None,
+    parent: Bundle | None, minimum_agreement: float,
 ) -> _Built:  # fmt: skip
     found = parity.parity(parity.litert_logits(made.data, fed["held_out"]), reference, truth)
-    parity.require(TFLITE_PATH, found)
+    parity.require(TFLITE_PATH, found, minimum_agreement)
     asked = _parent_vectors(parent, "litert", made.inputs[0])
     quantized = parity.to_rows(_tolerance_frames(fed), made.inputs[0])
     asked = quantized[rows] if asked is None else asked
@@ -231,10 +235,10 @@ def _litert_model(
 
 def _onnx_model(
     made: onnx.OnnxExport, fed: Mapping[str, Array], reference: Array, truth: Array, rows: Array,
-    parent: Bundle | None,
+    parent: Bundle | None, minimum_agreement: float,
 ) -> _Built:  # fmt: skip
     found = parity.parity(parity.onnx_logits(made.data, fed["held_out"]), reference, truth)
-    parity.require(ONNX_PATH, found)
+    parity.require(ONNX_PATH, found, minimum_agreement)
     asked = _parent_vectors(parent, "onnxruntime", made.inputs[0])
     frames = _tolerance_frames(fed)
     asked = frames[rows] if asked is None else asked

@@ -16,7 +16,7 @@ import onnx
 import torch
 from torch import nn
 
-from kasmina_edge.contracts.manifest import ModelTensor
+from kasmina_edge.contracts.manifest import MINIMUM_AGREEMENT, ModelTensor
 from kasmina_edge.errors import KasminaError
 from kasmina_trainer import quantization
 from kasmina_trainer.export import parity
@@ -203,7 +203,7 @@ def export_onnx(
             data = canonical(quantize(moved, ranges))
         agreement, accuracy = parity.measure(parity.onnx_logits(data, held_out), float_logits, labels)
         candidates.append(Candidate(name, data, 0, 0, agreement, accuracy))
-        if agreement >= quantization.MINIMUM_AGREEMENT:
+        if agreement >= MINIMUM_AGREEMENT:
             break
     chosen = quantization.choose(candidates)
     session = _session(chosen.data)

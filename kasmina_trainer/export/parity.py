@@ -9,12 +9,11 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from kasmina_edge.contracts.manifest import ModelTensor, Parity, Preprocessing
+from kasmina_edge.contracts.manifest import MINIMUM_AGREEMENT, ModelTensor, Parity, Preprocessing
 from kasmina_edge.engines.tensors import InputConverter, OutputConverter
 from kasmina_edge.errors import InputError, KasminaError
 from kasmina_trainer.export import flatbuffer
 from kasmina_trainer.export.silence import quiet
-from kasmina_trainer.quantization import MINIMUM_AGREEMENT
 
 Array = npt.NDArray[Any]
 

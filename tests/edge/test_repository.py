@@ -10,6 +10,7 @@ from worlds.bundles import make_bundle, make_graft
 from worlds.repositories import DAY_S, Clock, World, accepted, grown, plan_for, with_manifest
 
 from kasmina_edge.bundle import Bundle
+from kasmina_edge.contracts.manifest import ModelFile
 from kasmina_edge.errors import BundleError, InputError, PlanError, StorageError, TrustError
 from kasmina_edge.fleet.gate import acceptance_fault
 from kasmina_edge.fleet.keys import role_keys
@@ -110,12 +111,19 @@ def test_new_hosts_need_the_offline_keys_and_grafts_do_not(world: World) -> None
     assert world.repository.publish(grown(make_bundle()), to=["@all"]).role == "grafts"
 
 
+def disagreeing() -> tuple[ModelFile, ...]:
+    """The models of the grown bundle, the first with 2 % of its answers flipped by quantization."""
+    first, *others = grown(make_bundle()).manifest.models
+    return (first.model_copy(update={"parity": first.parity.model_copy(update={"top1_agreement": 0.98})}), *others)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"acceptance": None}, "no acceptance measurement"),
         ({"acceptance": accepted(accepted=False, reasons=("clean loss 0.35", "worst class"))}, "clean loss 0.35; wo"),
         ({"acceptance": accepted(gain_low=-0.01)}, "lower bound of its gain is -0.0100"),
+        ({"models": disagreeing()}, "model.tflite answers as its float network on 98.00% of"),
     ],
 )
 def test_bad_numbers_are_not_published_unless_somebody_insists_on_record(

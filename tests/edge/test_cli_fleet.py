@@ -1,0 +1,140 @@
+"""The controller's verbs without a broker: what they refuse, what they show, what they write."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from worlds.bundles import make_bundle, make_frames
+from worlds.fleets import grafted, plan_limits
+
+from kasmina_edge.bundle import pack
+from kasmina_edge.cli import main
+from kasmina_edge.contracts.arrays import unpack_arrays
+from kasmina_edge.fleet.folder import FleetFolder
+from kasmina_edge.fleet.repository import Repository
+from kasmina_edge.safety.encryption import load_signing_key
+from kasmina_edge.telemetry.capture import CaptureStore, frame_digest
+
+Read = pytest.CaptureFixture[str]
+
+
+class Desk:
+    """A fleet folder, a device folder and a signed host, driven through the program."""
+
+    def __init__(self, folder: Path, capsys: Read) -> None:
+        self.folder, self.capsys = folder, capsys
+        self.host = make_bundle()
+        signed = Repository.desk(folder / "desk", clock=time.time).sign_bundle(self.host)
+        self.host_file = folder / "host.kasmina"
+        self.host_file.write_bytes(pack(signed))
+        self.fleet = ["--fleet", str(folder / "fleet")]
+        self.offline = ["--offline-keys", str(folder / "offline")]
+        self.call("fleet", "init", *self.fleet, *self.offline)
+
+    def call(self, *arguments: str, code: int = 0) -> str:
+        self.capsys.readouterr()
+        assert main(list(arguments)) == code
+        seen = self.capsys.readouterr()
+        assert "Traceback" not in seen.err
+        return " ".join((seen.err if code else seen.out).split())
+
+    def office(self) -> FleetFolder:
+        return FleetFolder(self.folder / "fleet", clock=time.time)
+
+
+@pytest.fixture
+def desk(tmp_path: Path, capsys: Read) -> Desk:
+    return Desk(tmp_path, capsys)
+
+
+def test_a_fleet_is_made_once_and_keeps_its_keys_private(desk: Desk) -> None:
+    assert "a fleet is there already" in desk.call("fleet", "init", *desk.fleet, *desk.offline, code=2)
+    assert "not a fleet folder" in desk.call("fleet", "status", "--fleet", str(desk.folder / "none"), code=2)
+    keys = [p for p in desk.folder.rglob("*") if p.suffix in (".pem", ".key")]
+    assert len(keys) > 8
+    assert all(p.stat().st_mode & 0o077 == 0 for p in keys)
+
+
+def test_a_device_is_enrolled_once_into_a_folder_of_its_own(desk: Desk) -> None:
+    data = ["--data", str(desk.folder / "cam-1")]
+    assert "kasmina-edge run" in desk.call("fleet", "enroll", "cam-1", *data, "--group", "line-2", *desk.fleet)
+    assert "enrolled already" in desk.call("fleet", "enroll", "cam-1", "--data", "/x", *desk.fleet, code=2)
+    assert "belongs to a device already" in desk.call("fleet", "enroll", "cam-2", *data, *desk.fleet, code=2)
+    assert "device id 'Cam 3'" in desk.call("fleet", "enroll", "Cam 3", "--data", "/x", *desk.fleet, code=2)
+    assert "no profile" in desk.call(
+        "fleet", "enroll", "cam-4", "--data", "/x", "--profile", "nothing", *desk.fleet, code=2
+    )
+    assert desk.office().config.devices[0].groups == ("all", "line-2")
+    assert "never seen" in desk.call("fleet", "status", *desk.fleet)
+    assert json.loads(desk.call("fleet", "status", "--json", *desk.fleet)) == {"devices": {"cam-1": None}}
+
+
+def test_publishing_needs_recipients_keys_and_good_numbers(desk: Desk) -> None:
+    host = str(desk.host_file)
+    assert "no such device or group" in desk.call(
+        "fleet", "publish", host, "--to", "cam-9", *desk.fleet, *desk.offline, code=2
+    )
+    desk.call("fleet", "enroll", "cam-1", "--data", str(desk.folder / "cam-1"), *desk.fleet)
+    nowhere = ["--offline-keys", str(desk.folder / "nowhere")]
+    assert "offline keys" in desk.call("fleet", "publish", host, *desk.fleet, *nowhere, code=2)
+    assert "release 1 to @all" in desk.call("fleet", "publish", host, *desk.fleet, *desk.offline)
+    bad = desk.folder / "bad.kasmina"
+    signed = Repository.desk(desk.folder / "desk", clock=time.time).sign_bundle(
+        grafted(desk.host, "1.1.0", accepted=False)
+    )
+    bad.write_bytes(pack(signed))
+    assert "--accept-anyway" in desk.call("fleet", "publish", str(bad), *desk.fleet, code=2)
+    assert "accept_anyway" not in (desk.folder / "fleet" / "audit.log").read_text()
+    said = desk.call("fleet", "publish", str(bad), "--accept-anyway", *desk.fleet)
+    assert "model.tflite" in said and "deltas" in said
+    assert "accept_anyway" in (desk.folder / "fleet" / "audit.log").read_text()
+    assert "release 3" in desk.call("fleet", "withdraw", "digits", *desk.fleet)
+
+
+def test_plans_are_drafted_signed_and_counted(desk: Desk) -> None:
+    call = ["fleet", "plan", str(desk.host_file), "--site", "s1", *desk.fleet, *desk.offline]
+    assert "NAME@VERSION" in desk.call(*call, "--blueprint", "depthwise@one", code=2)
+    for serial in (1, 2):
+        value = json.loads(desk.call(*call, "--blueprint", "depthwise@1", "--blueprint", "depthwise@2", "--json"))
+        assert value["serial"] == serial and value["blueprints"] == {"depthwise": [1, 2]}
+        assert value["capture"] is None and value["controller_key"] is None
+
+
+def test_captured_inputs_come_out_labelled_and_only_here(desk: Desk) -> None:
+    data = desk.folder / "cam-1"
+    desk.call("fleet", "enroll", "cam-1", "--data", str(data), *desk.fleet)
+    office = desk.office()
+    plan = office.draft_plan(desk.host.manifest, plan_limits())
+    kept = CaptureStore(data / "capture", plan, "cam-1", clock=time.time)
+    frames = make_frames(3).reshape(3, 16, 16, 1)
+    lines = []
+    for i, frame in enumerate(frames):
+        assert kept.keep(frame, bundle="0" * 64)
+        if i < 2:
+            lines.append(f"{frame_digest(frame)},{i}\n")
+    sealed = b"".join(p.read_bytes() for p in (data / "capture").iterdir())
+    assert frames[0].tobytes() not in sealed
+    store = office.store()
+    for item in kept.pending():
+        store.add_capture("cam-1", kept.upload(item, load_signing_key(data / "device.key")))
+    labels, out = desk.folder / "labels.csv", desk.folder / "captured.npz"
+    labels.write_text("".join(lines))
+    call = ["fleet", "captures", "cam-1", "--labels", str(labels), "--out", str(out), *desk.fleet]
+    assert "2 labelled inputs of cam-1" in desk.call(*call)
+    arrays = unpack_arrays(out.read_bytes(), where="captured")
+    assert np.array_equal(arrays["x"], frames[:2]) and arrays["y"].tolist() == [0, 1]
+    assert json.loads(out.with_suffix(".batches.json").read_text()) == ["cam-1/000000"]
+    call[2] = "cam-9"
+    assert "not enrolled here" in desk.call(*call, code=2)
+    assert "no annotation file" in desk.call(
+        "fleet", "captures", "cam-1", "--labels", "/none.csv", "--out", "x", *desk.fleet, code=2
+    )
+
+
+def test_the_monitor_shows_an_empty_fleet_and_json(desk: Desk) -> None:
+    assert "No device was heard of yet" in desk.call("monitor", *desk.fleet)
+    assert json.loads(desk.call("monitor", "--json", *desk.fleet)) == {"alerts": [], "devices": []}

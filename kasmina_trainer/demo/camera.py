@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,7 @@ def film(runtime: Runtime, scenes: dict[str, np.ndarray], options: argparse.Name
     """Show scenes at a steady rate until stopped."""
     rng = np.random.default_rng(options.seed)
     period = 1.0 / options.frames_per_second
+    order = {kind: in_turn(len(scenes[f"{kind}_y"]), rng) for kind in ("check", "scenes")}
     due = time.monotonic()
     count = 0
     with options.annotations.open("a", newline="") as stream:
@@ -75,7 +77,7 @@ def film(runtime: Runtime, scenes: dict[str, np.ndarray], options: argparse.Name
             due = max(due + period, time.monotonic() - 5 * period)
             is_check = count % CHECK_EVERY == 0
             kind = "check" if is_check else "scenes"
-            row = int(rng.integers(len(scenes[f"{kind}_y"])))
+            row = next(order[kind])
             frame = through_lens(scenes[f"{kind}_x"][row], lens(options.lens), rng)
             label = int(scenes[f"{kind}_y"][row])
             try:
@@ -89,6 +91,12 @@ def film(runtime: Runtime, scenes: dict[str, np.ndarray], options: argparse.Name
             except KasminaError as exc:
                 print(f"camera: {exc.message}", file=sys.stderr, flush=True)
             count += 1
+
+
+def in_turn(count: int, rng: np.random.Generator) -> Iterator[int]:
+    """Row numbers for ever: all of them in a shuffled order, then again in another one."""
+    while True:
+        yield from (int(row) for row in rng.permutation(count))
 
 
 def lens(path: Path) -> str:

@@ -362,6 +362,8 @@ class Story:
         model = self._bundles["host"].manifest.models[0]
         graft = self._bundles["graft"].manifest
         retune_delta = len(make_delta(self._model("host"), self._model("retune")))
+        retuned = self._bundles["retune"].manifest.acceptance
+        assert retuned is not None
         sites = ",".join(g.site for g in graft.grafts)
         self._row(f"host 1.0.0 (device {DRIFTING})", shares["host"])
         self._row(
@@ -374,7 +376,8 @@ class Story:
         self._row(
             "BN retune instead (mergeable)",
             shares["retune"],
-            f"{kilobytes(retune_delta)}; undone only by restoring the parent",
+            f"{kilobytes(retune_delta)}; undone only by restoring the parent; its acceptance: "
+            + ("accepted" if retuned.accepted else "; ".join(retuned.reasons)),
         )
         self._row(
             "harmful graft 1.2.0",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from kasmina_edge import engines, health
 from kasmina_edge.bundle import Bundle
 from kasmina_edge.contracts.manifest import MINIMUM_AGREEMENT
 from kasmina_edge.contracts.profile import load_profile
+from kasmina_edge.errors import KasminaError
 from kasmina_trainer.acceptance import AcceptanceLimits, Samples, measure_acceptance
 from kasmina_trainer.checkpoints import load_checkpoint, save_host, save_network
 from kasmina_trainer.datasets.corruptions import NHWC_AXES, corrupt
@@ -30,7 +32,34 @@ NAME = "digits"
 PROFILE = "coral-usb"
 HOST_FILE = "host.checkpoint"
 HOLDOUT_SHARE = 0.25
-HARMFUL = TrainingSettings(steps=120, learning_rate=5e-3)
+ATTEMPTS = 3
+SEED_STEP = 1000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to grow and what it has to pass before it may leave the trainer."""
+
+    blueprint: str
+    version: str
+    target_only: bool = False
+    settings: TrainingSettings | None = None
+    must_pass: bool = False
+    parity_gate: bool = True
+
+
+KINDS = {
+    "graft": Plan("depthwise", "1.1.0", must_pass=True),
+    "retune": Plan("scale-bn-retune", "1.1.0-retune"),
+    # trained on the captured inputs alone it forgets what the host could; its maker insists past both gates
+    "harmful": Plan(
+        "depthwise",
+        "1.2.0",
+        target_only=True,
+        settings=TrainingSettings(steps=120, learning_rate=5e-3),
+        parity_gate=False,
+    ),
+}
 
 
 class Grower:
@@ -94,29 +123,38 @@ class Grower:
         )
         return self._host
 
-    def grow(self, x: Frames, y: Labels, batches: Sequence[str]) -> tuple[GrownNetwork, Samples, Samples]:
-        """A depthwise graft from captured inputs and the clean set."""
-        return self._evolve(x, y, batches, blueprint="depthwise")
+    def release(self, kind: str, x: Frames, y: Labels, batches: Sequence[str]) -> Bundle:
+        """Grow one of `KINDS` from captured inputs and export it; judged as the int8 file that a device will run.
 
-    def retune(self, x: Frames, y: Labels, batches: Sequence[str]) -> tuple[GrownNetwork, Samples, Samples]:
-        """The cheapest rival: scale and shift of every channel, merged into a new host."""
-        return self._evolve(x, y, batches, blueprint="scale-bn-retune")
+        A graft that is not accepted, or whose int8 file departs from its float network, is grown again from another
+        seed, as an operator would do; ``attempts`` in the manifest's provenance says how often.
 
-    def grow_harmful(self, x: Frames, y: Labels, batches: Sequence[str]) -> tuple[GrownNetwork, Samples, Samples]:
-        """The same blueprint trained on the captured inputs alone: it forgets what the host could."""
-        return self._evolve(x, y, batches, blueprint="depthwise", target_only=True, settings=HARMFUL)
+        Raises:
+            KasminaError: No attempt passed; the message is the last one's.
+        """
+        plan = KINDS[kind]
+        for attempt in range(1, ATTEMPTS + 1):
+            seed = self._seed + SEED_STEP * (attempt - 1)
+            grown, learned, held_out = self._evolve(x, y, batches, plan, seed)
+            try:
+                bundle = self._export(grown, learned, held_out, plan, attempt)
+            except KasminaError:
+                if attempt == ATTEMPTS:
+                    raise
+                continue
+            if plan.must_pass and not bundle.manifest.acceptance.accepted and attempt < ATTEMPTS:  # type: ignore[union-attr]
+                continue
+            save_network(self._out / f"grown-{plan.version}.checkpoint", grown.network, grafts=grown.grafts)
+            return bundle
+        raise AssertionError("unreachable")
 
-    def export_grown(
-        self, grown: tuple[GrownNetwork, Samples, Samples], version: str, *, insist: bool = False
-    ) -> Bundle:
-        """The int8 form, judged again as the file that a device will run; ``insist`` overrides the parity gate."""
-        network, learned, held_out = grown
+    def _export(self, grown: GrownNetwork, learned: Samples, held_out: Samples, plan: Plan, attempt: int) -> Bundle:
         assert self._host is not None
         clean = self.splits.probes
         bundle = export_bundle(
-            network.network,
+            grown.network,
             NAME,
-            version=version,
+            version=plan.version,
             profile=PROFILE,
             calibration=np.concatenate([self.splits.host.nhwc(), learned[0]]),
             held_out=(
@@ -127,15 +165,15 @@ class Grower:
             domains={"clean": clean.nhwc(), "captured": learned[0]},
             probes=(clean.nhwc(), clean.y),
             parent=self._host,
-            grafts=network.grafts,
-            acceptance=network.acceptance,
+            grafts=grown.grafts,
+            acceptance=grown.acceptance,
             seed=self._seed,
-            minimum_agreement=0.0 if insist else MINIMUM_AGREEMENT,
+            provenance={"attempts": str(attempt)},
+            minimum_agreement=MINIMUM_AGREEMENT if plan.parity_gate else 0.0,
         )
         acceptance = measure_acceptance(
             predictor(self._host), predictor(bundle), (clean.nhwc(), clean.y), held_out, limits=LIMITS, seed=self._seed
         )
-        save_network(self._out / f"grown-{version}.checkpoint", network.network, grafts=network.grafts)
         return Bundle(bundle.manifest.model_copy(update={"acceptance": acceptance}), bundle.files, {})
 
     def measure(self, bundle: Bundle, corruption: str) -> tuple[float, float]:
@@ -150,14 +188,7 @@ class Grower:
         return [name for name, _ in self.seeds.host_copy().named_children()]
 
     def _evolve(
-        self,
-        x: Frames,
-        y: Labels,
-        batches: Sequence[str],
-        *,
-        blueprint: str,
-        target_only: bool = False,
-        settings: TrainingSettings | None = None,
+        self, x: Frames, y: Labels, batches: Sequence[str], plan: Plan, seed: int
     ) -> tuple[GrownNetwork, Samples, Samples]:
         judge = set_aside(x, share=HOLDOUT_SHARE, seed=self._seed)
         learn = ~judge
@@ -168,14 +199,14 @@ class Grower:
             target=(to_nchw(x[learn]), y[learn]),
             holdout_clean=(splits.probes.x, splits.probes.y),
             holdout_target=(to_nchw(x[judge]), y[judge]),
-            blueprint=blueprint,
-            target_only=target_only,
-            settings=settings,
+            blueprint=plan.blueprint,
+            target_only=plan.target_only,
+            settings=plan.settings,
             rival=False,
             limits=LIMITS,
             capture_batches=tuple(batches),
-            seed=self._seed,
-            on_step=self._show(f"Grow {blueprint}"),
+            seed=seed,
+            on_step=self._show(f"Grow {plan.blueprint}"),
         )
         return grown, (x[learn], y[learn]), (x[judge], y[judge])
 

@@ -11,7 +11,7 @@ from kasmina_edge.contracts.arrays import unpack_arrays
 from kasmina_edge.storage import write_durable
 from kasmina_trainer.demo.growing import Grower
 
-KINDS = {"retune": "1.1.0-retune", "harmful": "1.2.0"}
+RIVALS = ("retune", "harmful")
 
 
 def unsigned_path(out: Path, kind: str) -> Path:
@@ -32,10 +32,8 @@ def main() -> int:
     grower = Grower(options.out, seed=options.seed, progress=lambda *_: None)
     grower.resume(read_file(options.host))
     (options.out / "compared").mkdir(exist_ok=True)
-    for kind, version in KINDS.items():
-        grow = grower.retune if kind == "retune" else grower.grow_harmful
-        grown = grow(captured["x"], captured["y"], options.batches.split(","))
-        bundle = grower.export_grown(grown, version, insist=kind == "harmful")
+    for kind in RIVALS:
+        bundle = grower.release(kind, captured["x"], captured["y"], options.batches.split(","))
         write_durable(unsigned_path(options.out, kind), pack(bundle))
     return 0
 

@@ -118,8 +118,7 @@ class Story:
                 step.note = f"{len(captured.y)} labelled inputs, opened with the controller's key only"
             with self._step("Grow a graft from those inputs and the clean set") as step:
                 self._start_rivals(processes, captured)
-                grown = grower.grow(captured.x, captured.y, captured.batches)
-                self._keep("graft", grower.export_grown(grown, "1.1.0"))
+                self._keep("graft", grower.release("graft", captured.x, captured.y, captured.batches))
                 step.note = self._acceptance("graft")
             with self._step("Publish the graft; the device applies the delta, tries, commits") as step:
                 began_update = time.monotonic()

@@ -234,11 +234,15 @@ def captures(
     device: Annotated[str, typer.Argument(help="Whose captured inputs.")],
     labels: Annotated[Path, typer.Option("--labels", help="Annotator's CSV: digest,label.")],
     out: Annotated[Path, typer.Option("--out", help="Where to write the .npz for `kasmina-trainer evolve`.")],
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", min=0.0, help="Only those that arrived in the last so many minutes.")
+    ] = None,
     fleet: FleetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Open a device's captured inputs and join them with an annotator's labels."""
-    exported = export_captures(open_fleet(fleet), device, labels)
+    since_s = time.time() - 60 * minutes if minutes is not None else 0.0
+    exported = export_captures(open_fleet(fleet), device, labels, since_s=since_s)
     write_durable(out, pack_arrays({"x": exported.x, "y": exported.y}))
     write_durable(out.with_suffix(".batches.json"), json.dumps(list(exported.batches)).encode())
     emit(
@@ -249,7 +253,7 @@ def captures(
     )
 
 
-def export_captures(office: FleetFolder, device: str, labels: Path) -> Any:
+def export_captures(office: FleetFolder, device: str, labels: Path, *, since_s: float) -> Any:
     """Captured inputs of one device with labels; see `kasmina_edge.fleet.captures`."""
     from kasmina_edge.fleet.captures import export_labelled, read_annotations
 
@@ -257,7 +261,12 @@ def export_captures(office: FleetFolder, device: str, labels: Path) -> Any:
     if entry is None:
         raise InputError(f"{device}: not enrolled here", f"Enrolled: {', '.join(d.id for d in office.config.devices)}.")
     return export_labelled(
-        office.store(), office.sealing_key(), {device: entry.public_key}, read_annotations(labels), devices=[device]
+        office.store(),
+        office.sealing_key(),
+        {device: entry.public_key},
+        read_annotations(labels),
+        devices=[device],
+        since_s=since_s,
     )
 
 

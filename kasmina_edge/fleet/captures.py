@@ -111,6 +111,7 @@ def export_labelled(
     labels: Mapping[str, int],
     *,
     devices: Collection[str] | None = None,
+    since_s: float = 0.0,
 ) -> LabelledFrames:
     """Open the captured frames and join them with labels.
 
@@ -120,6 +121,7 @@ def export_labelled(
         device_publics: Ed25519 public key of each enrolled device, 64 hex digits.
         labels: Class by frame digest, from `read_annotations`.
         devices: Only captures of these; None: of all in ``device_publics``.
+        since_s: Only captures that arrived at this time or later, by the controller's clock: those since an alarm, say.
 
     Returns:
         Frames with labels and the counts of what was left out. A leading batch dimension of 1 is taken off, and a frame
@@ -135,7 +137,7 @@ def export_labelled(
     refused: list[str] = []
     unlabelled = repeated = 0
     for stored in store.captures():
-        if devices is not None and stored.device not in devices:
+        if stored.received_s < since_s or (devices is not None and stored.device not in devices):
             continue
         try:
             if stored.device not in device_publics:

@@ -34,7 +34,9 @@ from kasmina_trainer.demo.rivals import unsigned_path
 
 CAMERAS = ("cam-1", "cam-2", "cam-3")
 DRIFTING = "cam-2"
-CAPTURED_SAMPLES = 340
+CAPTURED_SAMPLES = 240
+CAPTURE_BUDGET = 900
+SETTLING_S = 3.0
 CORRUPTION = "blur"
 TARGET = "out-of-focus"
 STEP_TIMEOUT_S = 90.0
@@ -114,7 +116,7 @@ class Story:
                 self._lens(CORRUPTION)
                 step.note = self._until_drift(processes)
             with self._step(f"Collect {CAPTURED_SAMPLES} sealed inputs, join the annotator's labels") as step:
-                captured = self._collect(processes)
+                captured = self._collect(processes, drifted_at + SETTLING_S)
                 step.note = f"{len(captured.y)} labelled inputs, opened with the controller's key only"
             with self._step("Grow a graft from those inputs and the clean set") as step:
                 self._start_rivals(processes, captured)
@@ -233,7 +235,7 @@ class Story:
             minimum_accuracy=0.93,
             maximum_loss=0.03,
             live_frames=40,
-            capture_frames=CAPTURED_SAMPLES + 60,
+            capture_frames=CAPTURE_BUDGET,
             capture_bytes=2_000_000,
         )
         plan = self.office.draft_plan(host.manifest, limits)
@@ -295,23 +297,21 @@ class Story:
             f"check frames {100 * accuracy:.0f} %, drift {drift:.1f} (alarm at 1)"
         )
 
-    def _collect(self, processes: Processes) -> Any:
+    def _collect(self, processes: Processes, since_s: float) -> Any:
+        """What the camera captured since the lens went out of focus, opened and joined with the annotator's labels."""
         labels = self.out / f"{DRIFTING}.annotations.csv"
-        result: list[Any] = []
+        store = self.office.store()
 
         def enough() -> bool:
-            if not labels.is_file():
-                return False
-            device = next(d for d in self.office.config.devices if d.id == DRIFTING)
-            exported = export_labelled(
-                self.office.store(), self.office.sealing_key(), {DRIFTING: device.public_key}, read_annotations(labels)
-            )
-            self.progress("", min(1.0, len(exported.y) / CAPTURED_SAMPLES))
-            result[:] = [exported]
-            return len(exported.y) >= CAPTURED_SAMPLES
+            count = sum(c.received_s >= since_s for c in store.captures(DRIFTING))
+            self.progress("", min(1.0, count / CAPTURED_SAMPLES))
+            return count >= CAPTURED_SAMPLES
 
-        self._until(enough, f"{CAPTURED_SAMPLES} labelled captures", processes, every_s=0.5)
-        return result[0]
+        self._until(enough, f"{CAPTURED_SAMPLES} captures", processes, every_s=0.5)
+        device = next(d for d in self.office.config.devices if d.id == DRIFTING)
+        keys = {DRIFTING: device.public_key}
+        found = read_annotations(labels)
+        return export_labelled(store, self.office.sealing_key(), keys, found, since_s=since_s)
 
     def _start_rivals(self, processes: Processes, captured: Any) -> None:
         path = self.out / "captured.npz"

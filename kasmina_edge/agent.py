@@ -6,18 +6,21 @@ alone writes slots and talks MQTT; apps on the same device only read slots and a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import math
+import re
+import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from kasmina_edge import health
 from kasmina_edge.bundle import Bundle
-from kasmina_edge.contracts.canonical import short_digest
 from kasmina_edge.contracts.change_plan import HealthLimits
 from kasmina_edge.contracts.manifest import BundleManifest
 from kasmina_edge.contracts.profile import load_profile
@@ -29,7 +32,8 @@ from kasmina_edge.installer import Installer, Trial
 from kasmina_edge.safety.audit import AuditLog
 from kasmina_edge.safety.encryption import load_signing_key
 from kasmina_edge.settings import Settings
-from kasmina_edge.slots import SlotStore
+from kasmina_edge.slots import SLOTS, Slot, SlotStore
+from kasmina_edge.storage import write_durable
 from kasmina_edge.telemetry.capture import CaptureStore
 from kasmina_edge.telemetry.live_scores import LiveScores
 from kasmina_edge.telemetry.outbox import Outbox
@@ -41,6 +45,9 @@ from kasmina_edge.updates.trust import Offer, TrustStore
 log = logging.getLogger(__name__)
 
 STEP_S = 0.1
+LEAST_BETWEEN_CHECKS_S = 1.0
+LIVE_WITHIN_S = 10.0
+MOST_BUNDLES_SEEN = 8
 
 
 @dataclass(frozen=True)
@@ -71,15 +78,29 @@ def decide_offer(
 
 
 def judge_trial(
-    active: Summary | None, trial: Summary | None, limits: HealthLimits | None, waited_s: float
+    active: Summary | None,
+    trial: Summary | None,
+    limits: HealthLimits | None,
+    waited_s: float,
+    *,
+    active_was_live: bool = False,
 ) -> Literal["wait", "commit"] | str:
-    """The live half of the health gate: "wait", "commit", or the reason to take the trial back."""
+    """The live half of the health gate: "wait", "commit", or the reason to take the trial back.
+
+    Args:
+        active: Live scores of the active bundle before the trial.
+        trial: Live scores of the trial bundle so far.
+        limits: The plan's; None: there is nothing to compare with.
+        waited_s: Since apps may follow the trial.
+        active_was_live: An app was sending frames just before; when it then goes silent, the trial made it so.
+    """
     if limits is None or limits.live_frames == 0:
         return "commit"
-    if trial is None or trial.count < limits.live_frames:
-        return "commit" if waited_s >= limits.live_timeout_s else "wait"
-    if active is None or active.count == 0:
-        return "commit"
+    count = trial.count if trial is not None else 0
+    if count < limits.live_frames and waited_s < limits.live_timeout_s:
+        return "wait"
+    if count == 0 and active_was_live:
+        return f"no live frame in {waited_s:.0f} s on trial, and an app was sending them before"
     verdict = health.judge_live(active, trial, limits)
     return "commit" if verdict.ok else verdict.reason
 
@@ -92,6 +113,8 @@ class _Running:
     limits: HealthLimits | None
     began: float
     update_began: float
+    active_was_live: bool
+    next_look: float = 0.0
 
 
 @dataclass
@@ -143,6 +166,11 @@ class Agent:
         self._signing_key = load_signing_key(data / "device.key")
         self._outbox = Outbox(data / "outbox.db", clock=clock)
         self._live = LiveScores()
+        self._seen_live: dict[str, float] = {}
+        self._life = _life(data / "life")
+        self._stop = threading.Event()
+        self._last_check = -math.inf
+        self._recovered = False
         self._report = _Report()
         self._running: _Running | None = None
         self._nudged = threading.Event()
@@ -151,44 +179,61 @@ class Agent:
 
     def run(self, stop: threading.Event) -> None:
         """Work until ``stop`` is set; a lost broker, a bad update or a full disk never ends the loop."""
-        record = self._store.recover()
-        self._note("agent_started", boot=record.boot)
-        if record.active is not None:
-            manifest = self._store.manifest(record.active)
-            if manifest is not None:
-                self._installer.settle(manifest)
-        will = DeviceState(device=self.device, online=False, boot=record.boot).to_bytes()
+        self._stop = stop
+        self._guard("recovery", self._recover)
+        boot = self._store.record().boot
+        self._note("agent_started", boot=boot)
+        will = DeviceState(device=self.device, online=False, boot=boot, life=self._life).to_bytes()
         self._transport = self._connect(self._topics.state(self.device), will)
         self._publisher = Publisher(self._outbox, self._transport, self._topics, self.device, clock=self._clock)
         self._transport.on_connection(self._connection_changed)
         self._transport.subscribe(self._topics.desired(self.device), self._on_nudge)
         self._transport.subscribe(self._topics.metadata("timestamp.json"), self._on_nudge)
         self._connection_changed(True)
-        self._guard("trial", self._resume_trial)
-        next_check = 0.0
         try:
             while not stop.is_set():
                 self._guard("telemetry", self._send_telemetry)
                 if self._running is not None:
                     self._guard("trial", self._watch_trial)
-                elif self._nudged.is_set() or time.monotonic() >= next_check:
+                elif self._is_check_due():
                     self._nudged.clear()
-                    next_check = time.monotonic() + self._settings["agent.check_interval_s"]
+                    self._last_check = time.monotonic()
+                    self._guard("recovery", self._recover)
+                    self._guard("trial", self._resume_trial)
                     self._guard("update", self._check_for_update)
                 self._guard("report", self._send_report)
-                stop.wait(0 if self._nudged.is_set() else STEP_S)
+                stop.wait(STEP_S)
         finally:
-            self._note("agent_stopped", boot=record.boot)
-            self._say_state(online=False)
-            self._transport.close()
-            self._outbox.close()
+            self._note("agent_stopped", boot=boot)
+            for close in (lambda: self._say_state(online=False), self._transport.close, self._outbox.close):
+                self._guard("closing", close)
             self._lock.close()
+
+    def _is_check_due(self) -> bool:
+        """Nudged, but not more often than once in `LEAST_BETWEEN_CHECKS_S`; or the interval has passed."""
+        since = time.monotonic() - self._last_check
+        if self._nudged.is_set():
+            return since >= LEAST_BETWEEN_CHECKS_S
+        return since >= float(self._settings["agent.check_interval_s"])
+
+    def _recover(self) -> None:
+        """Settle what an interruption left; once, and again with every check while the disk refuses."""
+        if self._recovered:
+            return
+        self._store.recover()
+        self._recovered = True
+        manifest = self._active()
+        if manifest is not None:
+            self._installer.settle(manifest)
 
     def _check_for_update(self) -> None:
         assert self._transport is not None
+        if self._store.record().trial is not None:
+            return  # what is on trial is settled first; the next check comes
         began = time.monotonic()
         try:
-            session = self._trust.session(MqttFetcher(self._transport, self._topics, self.device))
+            fetcher = MqttFetcher(self._transport, self._topics, self.device, stop=self._stop)
+            session = self._trust.session(fetcher)
             session.refresh()
             offer = session.desired(self.device, self._settings["device.groups"], None)
             active = self._active()
@@ -208,8 +253,7 @@ class Agent:
             bundle = Bundle(bundle.manifest, bundle.files, session.metadata_files())
             self._report.update_bytes = dict(session.received)
             self._set_status("installing", offer.manifest.id)
-            plan = self._trust.plan()
-            trial = self._installer.put_on_trial(bundle, plan)
+            trial = self._installer.put_on_trial(bundle, self._trust.plan(bundle.manifest.name))
             self._let_live(trial, began)
         except LinkError as exc:
             self._set_status("unreachable", exc.message)
@@ -224,11 +268,13 @@ class Agent:
 
     def _let_live(self, trial: Trial, began: float) -> None:
         """Let the apps follow the trial slot, and begin to compare live frames where there is something to compare."""
-        plan = self._trust.plan()
+        plan, active = self._trust.plan(trial.manifest.name), self._active()
         self._live.forget(trial.manifest.digest())
         self._installer.go_live()
-        limits = plan.health if plan is not None and self._active() is not None else None
-        self._running = _Running(trial, limits, time.monotonic(), began)
+        now = time.monotonic()
+        was_live = active is not None and now - self._seen_live.get(active.digest(), -math.inf) <= LIVE_WITHIN_S
+        limits = plan.health if plan is not None and active is not None else None
+        self._running = _Running(trial, limits, now, began, was_live)
         self._set_status("trial", f"{trial.manifest.id} in slot {trial.slot.upper()}")
 
     def _resume_trial(self) -> None:
@@ -238,7 +284,9 @@ class Agent:
             return
         began = time.monotonic()
         try:
-            self._let_live(self._installer.judge_slot(record.trial, self._trust.plan()), began)
+            manifest = self._store.manifest(record.trial)
+            plan = self._trust.plan(manifest.name) if manifest is not None else None
+            self._let_live(self._installer.judge_slot(record.trial, plan), began)
         except RolledBackError as exc:
             self._set_status("rolled_back", exc.message)
 
@@ -260,19 +308,28 @@ class Agent:
         manifest = running.trial.manifest
         active = self._active()
         before = self._live.summary(active.digest()) if active else None
-        waited = time.monotonic() - running.began
-        verdict = judge_trial(before, self._live.summary(manifest.digest()), running.limits, waited)
-        if verdict == "wait":
+        now = time.monotonic()
+        verdict = judge_trial(
+            before,
+            self._live.summary(manifest.digest()),
+            running.limits,
+            now - running.began,
+            active_was_live=running.active_was_live,
+        )
+        if verdict == "wait" or now < running.next_look:
             return
-        self._running = None
-        self._report.update_seconds = time.monotonic() - running.update_began
+        running.next_look = now + LEAST_BETWEEN_CHECKS_S  # the disk may refuse what follows: then it is tried again
         if verdict == "commit":
             self._installer.commit(manifest)
+        else:
+            self._installer.take_back(manifest, verdict)
+        self._running = None
+        self._report.update_seconds = now - running.update_began
+        if verdict == "commit":
             seen = self._live.summary(manifest.digest())
             live = f"{seen.count} live frames compared" if seen and running.limits else "live frames not measured"
             self._set_status("committed", live)
         else:
-            self._installer.take_back(manifest, verdict)
             self._set_status("rolled_back", f"{manifest.id}: {verdict}")
 
     def _refuse(self, reason: str, manifest: BundleManifest | None) -> None:
@@ -282,36 +339,59 @@ class Agent:
 
     def _have(self, sha256: str) -> bytes | None:
         """A file's bytes when one of the slots holds it already."""
-        for slot in ("a", "b"):
-            manifest = self._store.manifest(slot)
-            for entry in manifest.files() if manifest else ():
-                path = self._store.folder(slot) / entry.path
-                if entry.sha256 == sha256 and path.is_file():
-                    data = path.read_bytes()
-                    try:
-                        entry.check(data, where=str(path))
-                    except BundleError as exc:
-                        log.warning("not reused: %s", exc.message)
-                        continue
-                    return data
-        return None
+        return next((data for slot in SLOTS for digest, _, data in self._whole_files(slot) if digest == sha256), None)
 
     def _parents(self) -> dict[str, bytes]:
-        record = self._store.record()
-        return dict(self._store.bundle(record.active).files) if record.active else {}
+        """Files of the active slot by path, for deltas."""
+        active = self._store.record().active
+        return {path: data for _, path, data in self._whole_files(active)} if active else {}
+
+    def _whole_files(self, slot: Slot) -> Iterator[tuple[str, str, bytes]]:
+        """Digest, path and bytes of every file of a slot that is what its manifest says; what rotted is left out."""
+        try:
+            manifest = self._store.manifest(slot)
+        except KasminaError as exc:
+            log.warning("slot %s: %s", slot, exc.message)
+            return
+        for entry in manifest.files() if manifest else ():
+            path = self._store.folder(slot) / entry.path
+            try:
+                data = path.read_bytes()
+                entry.check(data, where=str(path))
+            except FileNotFoundError:
+                continue  # another engine's
+            except (OSError, BundleError) as exc:
+                log.warning("not reused: %s", exc)
+                continue
+            yield entry.sha256, entry.path, data
 
     def _send_telemetry(self) -> None:
         assert self._publisher is not None and self._transport is not None
         if self._transport.connected:
-            store = CaptureStore(self._data / "capture", self._trust.plan(), self.device, clock=self._clock)
-            for item in store.pending():
-                self._outbox.append("capture", store.upload(item, self._signing_key))
-                store.forget(item)
+            self._guard("capture", self._queue_captures)
         self._publisher.pump(observe=self._observe)
 
+    def _queue_captures(self) -> None:
+        """Sign what apps captured and hand it to the outbox; what cannot be read is set aside, once."""
+        store = CaptureStore(self._data / "capture", self._trust.plan(), self.device, clock=self._clock)
+        for item in store.pending():
+            try:
+                sealed = store.upload(item, self._signing_key)
+            except KasminaError as exc:
+                log.warning("capture %d set aside: %s", item, exc.message)
+                store.set_aside(item)
+                continue
+            self._outbox.append("capture", sealed)
+            store.forget(item)
+
     def _observe(self, records: list[TelemetryRecord]) -> None:
+        now = time.monotonic()
         for record in records:
             self._live.add(record)
+            if record.frames:
+                self._seen_live[record.bundle] = now
+        while len(self._seen_live) > MOST_BUNDLES_SEEN:
+            del self._seen_live[next(iter(self._seen_live))]
 
     def _on_nudge(self, message: Message) -> None:
         self._nudged.set()
@@ -324,7 +404,8 @@ class Agent:
 
     def _say_state(self, *, online: bool) -> None:
         assert self._transport is not None
-        state = DeviceState(device=self.device, online=online, boot=self._store.record().boot, at_s=self._clock())
+        boot = self._store.record().boot
+        state = DeviceState(device=self.device, online=online, boot=boot, at_s=self._clock(), life=self._life)
         try:
             self._transport.publish(self._topics.state(self.device), state.to_bytes(), retain=True)
         except LinkError as exc:
@@ -363,11 +444,17 @@ class Agent:
             update_bytes=self._report.update_bytes,
             update_seconds=self._report.update_seconds,
             clock_ok=self._trust.clock_ok,
+            life=self._life,
         )
 
     def _active(self) -> BundleManifest | None:
-        record = self._store.record()
-        return self._store.manifest(record.active) if record.active else None
+        """What is committed here; None when nothing is, or when its manifest rotted: anything whole is then news."""
+        active = self._store.record().active
+        try:
+            return self._store.manifest(active) if active else None
+        except BundleError as exc:
+            log.warning("slot %s: %s", active, exc.message)
+            return None
 
     def _set_status(self, status: Status, reason: str) -> None:
         if (status, reason) != (self._report.status, self._report.reason):
@@ -376,19 +463,33 @@ class Agent:
         self._guard("report", self._send_report)
 
     def _note(self, event: str, **fields: Any) -> None:
-        """Write the audit log, and send the entry to the controller when there is one."""
-        self._audit.append(event, **fields)
+        """Write the audit log, and send the entry to the controller; a disk that refuses both stops nothing."""
         body = {"device": self.device, "at_s": self._clock(), "event": event, "fields": fields}
+        self._guard("audit", lambda: self._audit.append(event, **fields))
+        self._guard("audit", lambda: self._send_event(body))
+
+    def _send_event(self, body: dict[str, Any]) -> None:
         self._outbox.append("event", json.dumps(body, sort_keys=True).encode(), priority=1)
 
     def _guard(self, what: str, step: Callable[[], None]) -> None:
-        """Run one step; what goes wrong is logged and the loop goes on."""
+        """Run one step; what goes wrong is logged and the loop goes on, whatever it is: nobody can restart a device."""
         try:
             step()
         except KasminaError as exc:
             log.warning("%s: %s", what, exc.message, extra={"device": self.device})
+        except Exception:
+            log.exception("%s: a fault in Kasmina", what, extra={"device": self.device})
 
 
-def describe(manifest: BundleManifest) -> str:
-    """``digits 1.1.0 (release 3, 1a2b3c4d5e6f)``."""
-    return f"{manifest.id} (release {manifest.release}, {short_digest(manifest.digest())})"
+def _life(path: Path) -> str:
+    """A random name of this data folder's life, made once: a restored device counts its boots from 1 again."""
+    with contextlib.suppress(OSError):
+        known = path.read_text(encoding="ascii", errors="replace")
+        if re.fullmatch(r"[0-9a-f]{16}", known):
+            return known
+    life = secrets.token_hex(8)
+    try:
+        write_durable(path, life.encode())
+    except KasminaError as exc:
+        log.warning("life: %s", exc.message)
+    return life

@@ -181,13 +181,19 @@ class Installer:
         record = self._store.record()
         manifest = self._store.manifest(record.active) if record.active else None
         if record.active and manifest and manifest.name == bundle.manifest.name:
-            beside = self._store.bundle(record.active)
-            other = engines.open_engine(beside, self._profile)
-            try:
-                active = health.probe(other, beside, inputs).labels == labels
-            finally:
-                other.close()
+            active = self._active_answers(record.active, inputs, labels)
         verdict = health.judge_probes(active, trial, limits)
         if not verdict.ok:
             raise RolledBackError(verdict.reason)
         return (None if active is None else float(active.mean()), float(trial.mean()))
+
+    def _active_answers(self, slot: Slot, inputs: health.Frames, labels: health.Labels) -> health.Answers | None:
+        """Which probes the active bundle answers rightly; None when it rotted: a repair is not judged by the damage."""
+        try:
+            beside = self._store.bundle(slot)
+            with engines.open_engine(beside, self._profile) as engine:
+                answers: health.Answers = health.probe(engine, beside, inputs).labels == labels
+                return answers
+        except KasminaError as exc:
+            self._note("active_bundle_damaged", slot=slot, reason=exc.message)
+            return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ class Settings:
         """Merge all sources.
 
         Raises:
-            InputError: A file is not TOML, a name is unknown, or a value has the wrong type.
+            InputError: A file is not TOML, a name is unknown, or a value has the wrong type or is out of range.
         """
         values = {name: Setting(value, "default") for name, value in DEFAULTS.items()}
         for path in (data_folder / FILE_NAME if data_folder else None, system_file):
@@ -144,7 +145,28 @@ def _parse(name: str, text: str) -> Any:
         return text
 
 
+_WORD = re.compile(r"[a-z0-9-]{1,32}")
+_WORDS = frozenset({"device.id", "device.site", "device.root"})
+_ABOVE_ZERO = frozenset({"agent.check_interval_s", "agent.report_interval_s", "telemetry.window_s"})
+_AT_LEAST_ONE = frozenset({"telemetry.window_frames", "telemetry.sample_every"})
+
+
 def _convert(name: str, value: Any, source: str) -> Any:
+    """The value in its setting's type and range."""
+    value = _typed(name, value, source)
+    expected = None
+    if name in _WORDS and not _WORD.fullmatch(value):
+        expected = "1 to 32 of a-z, 0-9 and -"
+    elif name in _ABOVE_ZERO and not value > 0:
+        expected = "more than 0"
+    elif name in _AT_LEAST_ONE and value < 1:
+        expected = "at least 1"
+    if expected is not None:
+        raise InputError(f"{source}: {name}: expected {expected}, got {value!r}")
+    return value
+
+
+def _typed(name: str, value: Any, source: str) -> Any:
     default = DEFAULTS[name]
     if isinstance(default, tuple) and isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
         return tuple(value)

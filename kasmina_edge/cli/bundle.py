@@ -13,9 +13,9 @@ import typer
 from kasmina_edge.bundle import read_file
 from kasmina_edge.cli.output import emit, grid, kilobytes, rows_table
 from kasmina_edge.contracts.canonical import short_digest
-from kasmina_edge.contracts.profile import list_profiles, load_profile
-from kasmina_edge.errors import TrustError
-from kasmina_edge.safety.audit import tail, verify
+from kasmina_edge.contracts.profile import list_profiles, load_profile, read_profile
+from kasmina_edge.errors import InputError, TrustError
+from kasmina_edge.safety.audit import head_path, tail, verify
 from kasmina_edge.updates.trust import TrustStore, verify_bundle
 
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")]
@@ -73,11 +73,11 @@ def verify_command(
 ) -> None:
     """Check every digest and signature, offline."""
     bundle = read_file(path)
-    pinned = None
+    pinned, clock = None, time.time
     if (data / "trust").is_dir():
         trust = TrustStore(data / "trust", clock=time.time)
-        pinned = trust.root() if trust.kind else None
-    by = verify_bundle(bundle, pinned_root=pinned, clock=time.time)
+        pinned, clock = trust.root() if trust.kind else None, trust.now
+    by = verify_bundle(bundle, pinned_root=pinned, clock=clock)
     emit(
         {"verified": True, "kind": by.kind, "role": by.role, "key_id": by.key_id, "digest": bundle.manifest.digest()},
         as_json=as_json,
@@ -113,7 +113,12 @@ def profile_show(name: str, as_json: JsonOption = False) -> None:
 @profile_app.command("check")
 def profile_check(path: str, as_json: JsonOption = False) -> None:
     """Whether a profile file is well formed."""
-    profile = load_profile(path)
+    file = Path(path)
+    if file.is_dir():
+        raise InputError(f"{path}: is a folder, expected a profile file (.toml)")
+    if not file.exists() and ("/" in path or file.suffix):
+        raise InputError(f"{path}: no such file", "Name a profile file (.toml), or a profile of `profile list`.")
+    profile = read_profile(file) if file.exists() else load_profile(path)
     emit({"ok": True, "name": profile.name}, as_json=as_json, table=f"{path}: profile {profile.name} is well formed")
 
 
@@ -123,6 +128,8 @@ def audit_verify(
     as_json: JsonOption = False,
 ) -> None:
     """Whether the chain holds."""
+    if not head_path(path).exists():  # with a head, a log that is gone was removed, and that is a broken chain
+        _require_log(path)
     report = verify(path)
     value = {
         "ok": report.ok,
@@ -141,7 +148,16 @@ def audit_verify(
 def audit_tail(
     path: Annotated[Path, typer.Argument(help="An audit.log.")] = DEFAULT_DATA / "audit.log",
     lines: Annotated[int, typer.Option("-n", help="How many entries.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Changes nothing: it is JSON in any case.")] = False,
 ) -> None:
     """The newest entries, one JSON object a line."""
+    _require_log(path)
     for entry in tail(path, lines):
         typer.echo(json.dumps(dataclasses.asdict(entry), sort_keys=True))
+
+
+def _require_log(path: Path) -> None:
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder, expected an audit.log")
+    if not path.exists():
+        raise InputError(f"{path}: no such file", "Name an audit.log; a device's lies in its data folder.")

@@ -7,14 +7,16 @@ import dataclasses
 import signal
 import threading
 import time
+import zipfile
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
+from rich.console import Group
 from rich.status import Status
 
 from kasmina_edge.bundle import Bundle, read_file
-from kasmina_edge.cli.output import console, emit, grid, kilobytes, rows_table
+from kasmina_edge.cli.output import console, emit, grid, kilobytes, plain, rows_table
 from kasmina_edge.contracts.canonical import short_digest
 from kasmina_edge.contracts.manifest import (
     BundleManifest,
@@ -89,12 +91,12 @@ def _deploy_here(path: Path, profile: str | None, data: Path, *, require_acceler
     with store.lock_agent(), _working(f"Deploying {opened.manifest.id}", quiet=as_json):
         store.recover()
         trust = TrustStore(data / "trust", clock=time.time)
-        verified = verify_bundle(opened, pinned_root=trust.root() if trust.kind else None, clock=time.time)
+        verified = verify_bundle(opened, pinned_root=trust.root() if trust.kind else None, clock=trust.now)
         if trust.kind is None:
             trust.pin(opened.metadata["1.root.json"])
         audit = AuditLog(data / "audit.log", clock=time.time)
         installer = Installer(data, store, trust, target, note=audit.append)
-        plan = trust.plan()
+        plan = trust.plan(opened.manifest.name)
         role = "desk" if verified.kind == "desk" else verified.role
         installer.allowed(opened.manifest, plan, signed_by=role)
         trial = installer.put_on_trial(opened, plan, require_accelerator=require_accelerator)
@@ -148,7 +150,7 @@ def _show_deployed(
         "profile": profile.name,
     }
     if not as_json:
-        console().print(f"Deployed {manifest.id} to this device (data folder {data})")
+        console().print(plain(f"Deployed {manifest.id} to this device (data folder {data})"))
     emit(value, as_json=as_json, table=rows_table(rows))
 
 
@@ -277,8 +279,15 @@ def infer(
 
     try:
         frames = np.load(source, allow_pickle=False)
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as exc:
         raise InputError(f"{source}: not an .npy file ({exc})") from exc
+    if not isinstance(frames, np.ndarray):
+        frames.close()
+        raise InputError(
+            f"{source}: an .npz of several arrays, expected an .npy file", "Save one array with numpy.save."
+        )
+    if frames.ndim == 0:
+        raise InputError(f"{source}: one number without a shape, expected one input or a batch of them")
     with Runtime.open(bundle or data, telemetry=None) as runtime:
         shape = runtime.manifest.inputs[0].shape
         single = frames.shape in (shape, shape[1:])
@@ -298,7 +307,7 @@ def rollback(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Return to the bundle in the other slot."""
+    """Return to the bundle in the other slot; a fleet's device does not take the one that it left again."""
     if not (data / "slots").is_dir():
         raise InputError(f"{data}: nothing is deployed here", "Deploy a bundle with `kasmina-edge deploy`.")
     store = SlotStore(data, clock=time.time)
@@ -309,12 +318,33 @@ def rollback(
             audit.append("quarantine_released", content_digest=digest)
             emit({"released": digest}, as_json=as_json, table=f"Quarantine of {short_digest(digest)} lifted.")
             return
+        left = _serving(store)
         record = store.roll_back("asked for by the operator")
         manifest = store.manifest(record.active) if record.active else None
         audit.append("rolled_back", bundle=manifest.id if manifest else "none", reason="asked for by the operator")
+        quarantined = None
+        if left is not None and TrustStore(data / "trust", clock=time.time).kind == "fleet":
+            quarantined, reason = left.content_digest(), "rolled back by the operator"
+            store.quarantine(quarantined, reason)
+            audit.append("quarantined", bundle=left.id, content_digest=quarantined, reason=reason)
     name = manifest.id if manifest else "nothing"
-    slot = (record.active or "-").upper()
-    emit({"active": name, "slot": record.active}, as_json=as_json, table=f"Active: {name} in slot {slot}.")
+    said = f"Active: {name} in slot {(record.active or '-').upper()}."
+    if left is not None and quarantined is not None:
+        said += (
+            f"\nQuarantined on this device: {left.id}, so that the fleet's next check does not install it again; "
+            f"lift it with `kasmina-edge rollback --release-quarantine {short_digest(quarantined)}`."
+        )
+    value = {"active": name, "slot": record.active, "quarantined": quarantined}
+    emit(value, as_json=as_json, table=Group(*map(plain, said.splitlines())))
+
+
+def _serving(store: SlotStore) -> BundleManifest | None:
+    """The manifest that a roll-back leaves: the trial's, else the active one; None when it is too damaged to name."""
+    record = store.record()
+    slot = record.trial or record.active
+    with contextlib.suppress(BundleError):
+        return store.manifest(slot) if slot else None
+    return None
 
 
 def doctor(profile: ProfileOption = None, as_json: JsonOption = False) -> None:
@@ -375,5 +405,5 @@ def _secret(path: str) -> str | None:
 def _working(text: str, *, quiet: bool) -> Any:
     """A spinner on stderr while the block runs, on terminals only."""
     err = console(stderr=True)
-    with Status(text, console=err) if err.is_terminal and not quiet else contextlib.nullcontext():
+    with Status(plain(text), console=err) if err.is_terminal and not quiet else contextlib.nullcontext():
         yield

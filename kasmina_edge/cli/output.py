@@ -6,13 +6,14 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import typer
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from kasmina_edge.contracts.record import printable
 from kasmina_edge.errors import KasminaError
 
 EXIT_CODES = (
@@ -21,6 +22,7 @@ EXIT_CODES = (
 )
 
 PIPE_WIDTH = 160
+_ESCAPED = {c: f"\\u{c:04x}" for c in range(0x7F, 0xA0)}  # control characters that JSON would leave bare
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -30,11 +32,16 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def emit(value: dict[str, Any], *, as_json: bool, table: RenderableType | None = None) -> None:
-    """Print ``value`` as one JSON object, or ``table`` for people (nothing when it is None)."""
+    """Print ``value`` as one JSON object, or ``table`` for people (nothing when it is None); a str is never markup."""
     if as_json:
-        sys.stdout.write(json.dumps(value, sort_keys=True, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(value, sort_keys=True, ensure_ascii=False).translate(_ESCAPED) + "\n")
     elif table is not None:
-        console().print(table)
+        console().print(plain(table))
+
+
+def plain(cell: RenderableType) -> RenderableType:
+    """A str as text that is neither rich markup nor a terminal escape, whoever wrote it; anything else as it is."""
+    return Text(printable(cell)) if isinstance(cell, str) else cell
 
 
 def rows_table(rows: Iterable[Sequence[str]]) -> Table:
@@ -43,38 +50,41 @@ def rows_table(rows: Iterable[Sequence[str]]) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(plain, row))
     return table
 
 
 def grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """A table with a header line."""
-    table = Table(title=title, title_justify="left", box=None, header_style="bold", padding=(0, 2))
+    heading = Text(printable(title), style="table.title")
+    table = Table(title=heading, title_justify="left", box=None, header_style="bold", padding=(0, 2))
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(plain, row))
     return table
 
 
 def run_app(app: typer.Typer, argv: Sequence[str] | None, *, program: str) -> int:
     """Run a typer app; typed errors become one sentence, the next step and an exit code.
 
-    ``--debug`` anywhere in the call shows the traceback instead. Usage errors exit with 2, Ctrl-C with 130.
+    ``--debug`` anywhere in the call shows the traceback instead. Usage errors exit with 2, Ctrl-C with 130; with
+    ``--json`` in the call a usage error is one JSON object as well.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     if argv is None and not debug:
         hush_native_libraries()
     args = [a for a in args if a != "--debug"]
+    as_json = "--json" in args
     try:
-        app(args=args, prog_name=program)
+        code = app(args=args, prog_name=program, standalone_mode=not as_json)
     except SystemExit as exc:
         return exc.code if isinstance(exc.code, int) else (0 if exc.code is None else 1)
     except KasminaError as exc:
         if debug:
             raise
-        report_error(exc, as_json="--json" in args)
+        report_error(exc, as_json=as_json)
         return exc.exit_code
     except KeyboardInterrupt:
         return 130
@@ -82,15 +92,29 @@ def run_app(app: typer.Typer, argv: Sequence[str] | None, *, program: str) -> in
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as exc:
+        if isinstance(exc, _USAGE_ERROR):
+            return _report_usage(exc, program)
         if debug:
             raise
         fault = KasminaError(
             f"unexpected {type(exc).__name__}: {exc}",
             "This is a fault in Kasmina; run again with --debug and report it.",
         )
-        report_error(fault, as_json="--json" in args)
+        report_error(fault, as_json=as_json)
         return 1
-    return 0
+    return code if isinstance(code, int) else 0
+
+
+# typer's own copy of click or click itself, as its version has it
+_USAGE_ERROR = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError")
+
+
+def _report_usage(exc: Exception, program: str) -> int:
+    """A wrong call as JSON."""
+    error = cast(Any, exc)
+    path = error.ctx.command_path if error.ctx is not None else program
+    _write_error("UsageError", error.format_message(), f"See `{path} --help`.", error.exit_code)
+    return int(error.exit_code)
 
 
 def hush_native_libraries() -> None:
@@ -105,13 +129,22 @@ def hush_native_libraries() -> None:
 def report_error(exc: KasminaError, *, as_json: bool) -> None:
     """One error on stderr (or as JSON on stdout)."""
     if as_json:
-        body = {"error": exc.kind, "message": exc.message, "next_step": exc.next_step, "exit_code": exc.exit_code}
-        sys.stdout.write(json.dumps(body, sort_keys=True) + "\n")
+        _write_error(exc.kind, exc.message, exc.next_step, exc.exit_code)
         return
     err = console(stderr=True)
-    err.print(Text(exc.message, style="bold red"))
+    err.print(Text(_lines(exc.message), style="bold red"))
     tail = f"(exit {exc.exit_code})"
-    err.print(Text(f"{exc.next_step} {tail}" if exc.next_step else tail))
+    err.print(Text(_lines(f"{exc.next_step} {tail}" if exc.next_step else tail)))
+
+
+def _lines(text: str) -> str:
+    """Printable, with its line ends."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def _write_error(kind: str, message: str, next_step: str, exit_code: int) -> None:
+    body = {"error": kind, "message": message, "next_step": next_step, "exit_code": exit_code}
+    sys.stdout.write(json.dumps(body, sort_keys=True) + "\n")
 
 
 def kilobytes(size: int) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kasmina_edge.contracts.canonical import Contract
+from kasmina_edge.contracts.canonical import Contract, canonical_bytes
 from kasmina_edge.errors import InputError, KasminaError
 
 DeviceId = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,32}$")]
@@ -19,7 +19,19 @@ Status = Literal[
 
 
 Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]  # what JSON readers and SQLite hold exactly
-Count = Annotated[int, Field(ge=0, le=2**53)]
+MAX_COUNT = 2**53
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+LifeId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{0,64}$")]
+_CONTROLS = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0)), "\N{REPLACEMENT CHARACTER}")
+
+
+def printable(text: str) -> str:
+    """``text`` for a terminal: each control character (C0, DEL, C1) becomes U+FFFD, so that it can steer nothing.
+
+    >>> printable("a" + chr(27) + "[2Jb")
+    'a�[2Jb'
+    """
+    return text.translate(_CONTROLS)
 
 
 class _Message(Contract):
@@ -77,8 +89,21 @@ class TelemetryRecord(_Message):
     dropped_records: Count = 0
 
 
-class DeviceState(_Message):
-    """Birth and will, retained: with the boot counter a late will of an earlier life is told from the present one."""
+class _Lived(_Message):
+    """A message of a data folder; an empty ``life`` is not written, which keeps the bytes of those who know of none."""
+
+    life: LifeId = ""
+
+    def to_bytes(self) -> bytes:
+        return canonical_bytes(self.model_dump(mode="json", exclude=set() if self.life else {"life"}))
+
+
+class DeviceState(_Lived):
+    """Birth and will, retained: with the boot counter a late will of an earlier start is told from the present one.
+
+    Attributes:
+        life: A random id made once a data folder; boot counters compare within one life. Empty: not known.
+    """
 
     device: DeviceId
     online: bool
@@ -86,8 +111,8 @@ class DeviceState(_Message):
     at_s: float | None = None
 
 
-class Reported(_Message):
-    """What the device really runs, retained; ``status`` and ``reason`` speak of the last update."""
+class Reported(_Lived):
+    """What the device really runs, retained; ``status`` and ``reason`` speak of the last update; ``life`` as above."""
 
     device: DeviceId
     boot: Whole

@@ -135,6 +135,9 @@ class Controller:
         except KasminaError as exc:
             log.warning("%s: %s", what, exc.message, extra={"step": what, "next_step": exc.next_step})
             return False
+        except Exception:
+            log.exception("%s: a fault in Kasmina", what, extra={"step": what})
+            return False
         return True
 
     def _renew(self) -> None:

@@ -203,6 +203,8 @@ class FleetFolder:
     def draft_plan(self, host: BundleManifest, limits: Limits) -> ChangePlan:
         """The change plan for grafts on ``host``; its serial is one above the last.
 
+        It lists ``host`` and, newest first, the hosts of what is assigned now: grafts on those can still be taken back.
+
         Raises:
             InputError: The host has no reference probes, and a plan without them could not be enforced.
         """
@@ -218,7 +220,7 @@ class FleetFolder:
         return ChangePlan(
             bundle=host.name,
             serial=serials[host.name],
-            hosts=(host.content_digest(),),
+            hosts=self._hosts(host),
             blueprints=dict(limits.blueprints),
             sites=limits.sites,
             maximum_parameters=limits.maximum_parameters,
@@ -234,6 +236,12 @@ class FleetFolder:
             capture=capture,
             controller_key=public_hex(self.sealing_key()) if capture else None,
         )
+
+    def _hosts(self, host: BundleManifest) -> tuple[str, ...]:
+        """Content digests of ``host`` and of the hosts of every assigned release of that name, without repetition."""
+        assigned = {self.repository.assigned(who).get(host.name) for who in self.repository.recipients()}
+        found = [r.manifest for r in reversed(self.repository.releases(host.name)) if r.manifest_path in assigned]
+        return tuple(dict.fromkeys((host.content_digest(), *(m.host or m.content_digest() for m in found))))
 
     def publish(
         self,
@@ -272,7 +280,11 @@ class FleetFolder:
                 store.close()
 
     def withdraw(self, name: str, *, to: Sequence[str]) -> Published:
-        """Ship the host's bytes again under a new release number: the grafts are gone."""
+        """Ship the host's bytes again under a new release number: the grafts are gone.
+
+        Raises:
+            PlanError: The change plan that is signed now does not list the host.
+        """
         published = self.repository.withdraw(name, to=self.recipients(to))
         self.audit.append("withdrawn", bundle=name, release=published.release, to=list(to))
         self._expect(published.manifest)

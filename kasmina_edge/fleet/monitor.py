@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kasmina_edge.contracts.canonical import short_digest
-from kasmina_edge.contracts.record import Reported, TelemetryRecord
+from kasmina_edge.contracts.record import Reported, TelemetryRecord, printable
 from kasmina_edge.safety.alerts import (
     Alert,
     AlertLimits,
@@ -77,7 +77,8 @@ class DeviceView:
     def checks(self) -> tuple[int, int]:
         """Check frames, and how many of them were right, in the last windows under the present bundle."""
         recent = self._present()[-ACCURACY_WINDOWS:]
-        return sum(w.check_frames for w in recent), sum(w.check_correct for w in recent)
+        right = sum(min(w.check_correct, w.check_frames) for w in recent)  # a device may say more than it saw
+        return sum(w.check_frames for w in recent), right
 
     @property
     def check_accuracy(self) -> float | None:
@@ -143,14 +144,18 @@ def fleet_table(views: Sequence[DeviceView], *, now: float, limits: AlertLimits 
     if not views:
         table.caption = "No device was heard of yet."
     told = [
-        # Text, not markup: part of it is what devices say
-        Text(f"  {_name(alert)} {alert.device}: {alert.message}", style=_STYLES.get(alert.severity, "yellow"))
+        _text(f"  {_name(alert)} {alert.device}: {alert.message}", _STYLES.get(alert.severity, "yellow"))
         for alert in fleet_alerts(views, now=now, limits=limits)
     ]
     return Group(table, *([Text("")] if told else []), *told)
 
 
 _STYLES = {"critical": "red"}
+
+
+def _text(text: str, style: str = "") -> Text:
+    """Neither markup nor terminal escapes: part of it is what devices say."""
+    return Text(printable(text), style=style)
 
 
 def _name(alert: Alert) -> str:
@@ -167,9 +172,9 @@ def _cells(view: DeviceView, alerts: Sequence[Alert], now: float) -> list[Text]:
     heard = "-" if view.last_heard_s is None else f"{max(0.0, now - view.last_heard_s):.0f} s ago"
     critical = any(alert.severity == "critical" for alert in alerts)
     return [
-        Text(view.device),
+        _text(view.device),
         Text("-") if view.online is None else Text("online", "green") if view.online else Text("offline", "yellow"),
-        Text(_runs(view)),
+        _text(_runs(view)),
         Text("-" if view.drift is None else f"{view.drift:.2f}", style="yellow" if "drift" in kinds else ""),
         Text(checks, style="red" if "accuracy" in kinds else ""),
         Text(score),

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from kasmina_edge.bundle import Bundle
-from kasmina_edge.contracts.canonical import SignedContract
+from kasmina_edge.contracts.canonical import SignedContract, short_digest
 from kasmina_edge.contracts.change_plan import ChangePlan
 from kasmina_edge.contracts.manifest import MANIFEST_PATH, BundleManifest
 from kasmina_edge.errors import InputError, KasminaError, PlanError, StorageError
@@ -203,6 +203,10 @@ class Repository:
             found[who] = max(release, found.get(who, 0))
         return found
 
+    def current_plan(self, name: str) -> ChangePlan | None:
+        """The change plan that the targets role signs for ``name`` now, or None."""
+        return self._plan(name, self._metadata.read())
+
     # ------------------------------------------------------------------------------------------ publishing
 
     def publish(
@@ -260,6 +264,7 @@ class Repository:
 
         Raises:
             InputError: Nothing of that name was published, or nothing there has grafts.
+            PlanError: The change plan that is signed now does not list the host: devices would refuse it.
         """
         releases = self.releases(name)
         if not releases:
@@ -273,6 +278,14 @@ class Repository:
         hosts = [r for r in releases if r.manifest.content_digest() == wanted]
         if not hosts:
             raise InputError(f"{name}: the host of {grown[0].manifest.id} was never published here")
+        plan = self.current_plan(name)
+        if plan is not None and wanted not in plan.hosts:
+            host = hosts[0].manifest
+            raise PlanError(
+                f"{host.id}: change plan {plan.serial} for {name} does not list this host "
+                f"({short_digest(host.content_digest())}), and devices would refuse it",
+                "Sign a plan that lists it with `kasmina-edge fleet plan`, then withdraw again.",
+            )
         return self.publish(self._shelf.bundle(hosts[0]), role="grafts", to=to)
 
     def assign(self, manifest_path: str, to: Sequence[str]) -> None:
@@ -399,10 +412,13 @@ class Repository:
 
     def _store_plan(self, plan: ChangePlan, state: State) -> None:
         path = f"plans/{plan.bundle}.json"
-        old = state.roles["targets"].targets.get(path)
-        if old is not None:
-            serial = ChangePlan.from_bytes(self._shelf.read(prefixed(old)), where=path).serial
-            if plan.serial <= serial:
-                raise PlanError(f"{path}: serial {plan.serial}, the published plan has {serial}", "Raise its serial.")
+        old = self._plan(plan.bundle, state)
+        if old is not None and plan.serial <= old.serial:
+            raise PlanError(f"{path}: serial {plan.serial}, the published plan has {old.serial}", "Raise its serial.")
         self._shelf.put(path, plan.to_bytes())
         state.roles["targets"].targets[path] = target_of(path, plan.to_bytes())
+
+    def _plan(self, name: str, state: State) -> ChangePlan | None:
+        path = f"plans/{name}.json"
+        target = state.roles["targets"].targets.get(path)
+        return None if target is None else ChangePlan.from_bytes(self._shelf.read(prefixed(target)), where=path)

@@ -7,6 +7,8 @@ Everything is accepted at least once and counted once: repeated telemetry, repor
 from __future__ import annotations
 
 import json
+import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,8 +19,8 @@ from sqlite3 import Connection
 from typing import TypeVar
 
 from kasmina_edge.contracts.canonical import Contract
-from kasmina_edge.contracts.record import DeviceState, Reported, TelemetryRecord
-from kasmina_edge.errors import InputError, TrustError
+from kasmina_edge.contracts.record import MAX_COUNT, DeviceState, Reported, TelemetryRecord
+from kasmina_edge.errors import InputError, KasminaError, TrustError
 from kasmina_edge.fleet.monitor import DeviceView, WindowView, window_view, with_alerts
 from kasmina_edge.safety.alerts import AlertLimits
 from kasmina_edge.safety.encryption import same_bytes
@@ -26,6 +28,8 @@ from kasmina_edge.storage import hold_lock, make_private_folder
 from kasmina_edge.telemetry.capture import read_header, verify_capture
 from kasmina_edge.telemetry.publisher import MAX_DECODED_RECORDS, decode_batch, encode_batch
 from kasmina_edge.telemetry.sqlite_file import SqliteFile
+
+log = logging.getLogger(__name__)
 
 VERSION = 1
 KEPT_WINDOWS = 30
@@ -79,11 +83,13 @@ class StoredEvent:
 def accepts_state(known: DeviceState | None, news: DeviceState) -> bool:
     """Whether a birth or will is news: a will of an earlier boot, or of an earlier connection of this one, is not.
 
+    A data folder that was made anew (another ``life``) counts its boots from the beginning, and is news.
+
     >>> birth = DeviceState(device="cam-1", online=True, boot=2)
     >>> accepts_state(birth, DeviceState(device="cam-1", online=False, boot=1))
     False
     """
-    if known is None or news.boot > known.boot:
+    if known is None or _is_another_life(known, news) or news.boot > known.boot:
         return True
     if news.boot < known.boot or news == known:
         return False
@@ -92,8 +98,14 @@ def accepts_state(known: DeviceState | None, news: DeviceState) -> bool:
 
 
 def accepts_reported(known: Reported | None, news: Reported) -> bool:
-    """Whether a report is newer than the known one, by boot and sequence."""
-    return known is None or (news.boot, news.sequence) > (known.boot, known.sequence)
+    """Whether a report is newer than the known one: of another life, or by boot and sequence."""
+    if known is None or _is_another_life(known, news):
+        return True
+    return (news.boot, news.sequence) > (known.boot, known.sequence)
+
+
+def _is_another_life(known: DeviceState | Reported, news: DeviceState | Reported) -> bool:
+    return bool(known.life and news.life and known.life != news.life)
 
 
 class FleetStore:
@@ -148,13 +160,13 @@ class FleetStore:
             rows = db.execute(
                 "SELECT body FROM telemetry WHERE device = ? AND last_s >= ? ORDER BY id", (device, since)
             ).fetchall()
-        found = [record for (body,) in rows for record in decode_batch(body) if record.started_s >= since]
+        found = [record for (body,) in rows for record in _read_batch(device, body) if record.started_s >= since]
         return sorted(found, key=lambda r: r.started_s)
 
     def set_reported(self, reported: Reported) -> bool:
         """Keep what a device runs; False when it is not newer than what is known."""
         with self._file.write() as db:
-            known = _load(Reported, self._cell(db, reported.device, "reported"))
+            known = _load(Reported, self._cell(db, reported.device, "reported"), reported.device)
             if not accepts_reported(known, reported):
                 return False
             self._put(db, reported.device, "reported", reported.to_bytes())
@@ -163,7 +175,7 @@ class FleetStore:
     def set_state(self, state: DeviceState) -> bool:
         """Keep a birth or will; False for a late one (see `accepts_state`)."""
         with self._file.write() as db:
-            known = _load(DeviceState, self._cell(db, state.device, "state"))
+            known = _load(DeviceState, self._cell(db, state.device, "state"), state.device)
             if not accepts_state(known, state):
                 return False
             self._put(db, state.device, "state", state.to_bytes(), heard=state.online)
@@ -263,7 +275,7 @@ class FleetStore:
 
     def _record_part(self, db: Connection, device: str, records: list[TelemetryRecord], now: float) -> int:
         row = db.execute("SELECT windows, names FROM device WHERE device = ?", (device,)).fetchone() or (None, None)
-        windows, names = _read_windows(row[0]), _read_names(row[1])
+        windows, names = _read_windows(row[0], device), _read_names(row[1])
         known = set(names)
         fresh: list[TelemetryRecord] = []
         for record in records:
@@ -307,9 +319,10 @@ class FleetStore:
 
 
 def _view(row: tuple[str, float, bytes, bytes, bytes, str], expected: dict[str, float]) -> DeviceView:
+    """What is known of one device; a part that cannot be read is logged and shown as not known."""
     device, heard_s, state_text, reported_text, latest_text, windows = row
-    state, reported = _load(DeviceState, state_text), _load(Reported, reported_text)
-    latest = _load(TelemetryRecord, latest_text)
+    state, reported = _load(DeviceState, state_text, device), _load(Reported, reported_text, device)
+    latest = _load(TelemetryRecord, latest_text, device)
     names = [latest.bundle] if latest else []
     if reported is not None and (latest is None or latest.bundle == reported.digest):
         names.append(f"{reported.name} {reported.version}")
@@ -320,17 +333,51 @@ def _view(row: tuple[str, float, bytes, bytes, bytes, str], expected: dict[str, 
         reported=reported,
         last_heard_s=heard_s,
         latest=latest,
-        windows=tuple(_read_windows(windows)),
+        windows=tuple(_read_windows(windows, device)),
         expected_accuracy=next((expected[n] for n in names if n in expected), None),
     )
 
 
-def _load(contract: type[C], text: bytes | None) -> C | None:
-    return None if text is None else contract.from_bytes(text, where=f"stored {contract.__name__}")
+def _load(contract: type[C], text: bytes | None, device: str) -> C | None:
+    if text is None:
+        return None
+    try:
+        return contract.from_bytes(text, where=f"stored {contract.__name__} of {device}")
+    except (KasminaError, TypeError) as exc:  # TypeError: SQLite holds another type than the column says
+        log.warning("left out: %s", exc)
+        return None
 
 
-def _read_windows(text: str | None) -> list[WindowView]:
-    return [] if text is None else [WindowView(*row) for row in json.loads(text)]
+def _read_batch(device: str, body: bytes) -> list[TelemetryRecord]:
+    try:
+        return decode_batch(body)
+    except (KasminaError, TypeError) as exc:
+        log.warning("left out: stored telemetry of %s: %s", device, exc)
+        return []
+
+
+def _read_windows(text: str | None, device: str) -> list[WindowView]:
+    if text is None:
+        return []
+    try:
+        return [_window(row) for row in json.loads(text)]
+    except (TypeError, ValueError, OverflowError, RecursionError) as exc:
+        log.warning("left out: stored windows of %s: %s", device, exc)
+        return []
+
+
+def _window(row: object) -> WindowView:
+    """One stored window.
+
+    Raises:
+        ValueError: It is not one.
+    """
+    match row:
+        case [str(bundle), int(release), None | int() | float() as drift, int(frames), int(correct)] if (
+            (drift is None or math.isfinite(drift)) and 0 <= frames <= MAX_COUNT and 0 <= correct <= MAX_COUNT
+        ):
+            return WindowView(bundle, release, drift, frames, correct)
+    raise ValueError(f"not a window: {str(row)[:60]}")
 
 
 def _read_names(blob: bytes | None) -> list[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -13,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from kasmina_edge.bundle import Bundle, read_file
-from kasmina_edge.contracts.change_plan import ChangePlan
 from kasmina_edge.contracts.manifest import BundleManifest
 from kasmina_edge.contracts.profile import HardwareProfile, load_profile
 from kasmina_edge.errors import EngineError, InputError, KasminaError
@@ -21,6 +21,7 @@ from kasmina_edge.runtime.follow import (
     LOCK_WAIT_S,
     LOOK_INTERVAL_NS,
     Follower,
+    Signature,
     open_serving,
     record_paths,
     signature,
@@ -55,8 +56,7 @@ class Runtime:
         self._clock: Callable[[], float] = time.time
         self._look_at = _NEVER
         self._closed = False
-        self._captures: CaptureStore | None = None
-        self._plan_seen: tuple[int, int] | None = None
+        self._captures: tuple[tuple[str, Signature], CaptureStore | None] | None = None
         self.swaps = 0
 
     @classmethod
@@ -199,16 +199,17 @@ class Runtime:
             expected_index: Index of the right class.
 
         Raises:
-            InputError: As `infer`; or the bundle does not classify, or has no such class.
+            InputError: As `infer`; or the bundle does not classify, or ``expected_index`` is no integer or no class.
         """
         serving = self._serving
         if serving.manifest.head != "classification":
             raise InputError(f"{serving.id}: does not classify, so no check frame can be judged")
-        if isinstance(expected_index, bool) or not 0 <= expected_index < serving.classes:
-            raise InputError(f"{serving.id}: has classes 0 to {serving.classes - 1}, got {expected_index}")
+        expected = _class_index(expected_index)
+        if expected is None or not 0 <= expected < serving.classes:
+            raise InputError(f"{serving.id}: has classes 0 to {serving.classes - 1}, got {expected_index!r:.60}")
         result = self.infer(x)
         if self._recorder is not None:
-            self._recorder.check(result.label_index == expected_index)
+            self._recorder.check(result.label_index == expected)
         return result
 
     def capture(self, x: Any) -> bool:
@@ -225,7 +226,7 @@ class Runtime:
         if len(serving.manifest.inputs) != 1:
             raise InputError(f"{serving.id}: has {len(serving.manifest.inputs)} inputs; one can be captured")
         serving.check(x)
-        store = self._capture_store()
+        store = self._capture_store(serving.manifest.name)
         if store is None:
             return False
         frame = next(iter(x.values())) if isinstance(x, Mapping) else x
@@ -310,29 +311,44 @@ class Runtime:
             old.retire()
             log.info("%s replaced %s, slot %s", serving.id, old.id, serving.slot)
 
-    def _capture_store(self) -> CaptureStore | None:
-        """The store under the plan that lies in the data folder now; None without a plan."""
+    def _capture_store(self, name: str) -> CaptureStore | None:
+        """The store under the verified plan for bundle ``name``; None without one.
+
+        The plan is read again when the bundle or one of its files changed. The floor is one of them: it is written
+        after the plan, and until then it does not know the plan.
+        """
         if self._data_folder is None:
             return None
-        path = self._data_folder / "trust" / "plan.json"
-        (seen,) = signature([str(path)])
-        if seen != self._plan_seen:
-            self._plan_seen = seen
-            self._captures = None
-            if seen is not None:
-                self._captures = self._read_plan(path)
-        return self._captures
+        trust = self._data_folder / "trust"
+        seen = name, signature([str(trust / "plan.json"), str(trust / "floor")])
+        known = self._captures  # another thread may capture for another bundle meanwhile
+        if known is None or known[0] != seen:
+            self._captures = known = seen, None if seen[1][0] is None else self._read_plan(trust, name)
+        return known[1]
 
-    def _read_plan(self, path: Path) -> CaptureStore | None:
+    def _read_plan(self, trust: Path, name: str) -> CaptureStore | None:
         from kasmina_edge.telemetry.capture import CaptureStore
+        from kasmina_edge.updates.trust import TrustStore
 
-        assert self._data_folder is not None
         try:
-            plan = ChangePlan.from_bytes(path.read_bytes(), where=str(path))
-        except (KasminaError, OSError) as exc:
-            log.warning("nothing is captured: %s", exc)
+            plan = TrustStore(trust, clock=self._clock).plan(name)
+        except KasminaError as exc:
+            log.warning("nothing is captured: %s", exc.message)
             return None
-        return CaptureStore(self._data_folder / "capture", plan, self._device, clock=self._clock)
+        if plan is None:
+            log.warning("nothing is captured: %s is not a verified plan for %s", trust / "plan.json", name)
+            return None
+        return CaptureStore(trust.parent / "capture", plan, self._device, clock=self._clock)
+
+
+def _class_index(value: object) -> int | None:
+    """A whole number of any integer type; None for everything else, truth values too."""
+    if isinstance(value, bool | np.bool_):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def _profile(profile: str | HardwareProfile) -> HardwareProfile:

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import struct
 import time
 from collections.abc import Callable
@@ -35,7 +36,15 @@ from kasmina_edge.contracts.change_plan import ChangePlan
 from kasmina_edge.contracts.record import DeviceId
 from kasmina_edge.errors import BundleError, InputError, KasminaError, StorageError, TrustError
 from kasmina_edge.safety.encryption import SIGNATURE_BYTES, open_sealed, seal, sign, verify
-from kasmina_edge.storage import as_storage_error, hold_lock, make_private_folder, remove_file, write_durable
+from kasmina_edge.storage import (
+    as_storage_error,
+    hold_lock,
+    make_private_folder,
+    remove_file,
+    remove_tree,
+    rename_durable,
+    write_durable,
+)
 
 MAX_ITEM_BYTES = 250_000
 """Longest item, so that it fits one MQTT message with its signature."""
@@ -43,8 +52,10 @@ FRAME_CONTEXT = b"kasmina-frame-v1"
 INFO_CONTEXT = "kasmina-capture-v1"
 
 _MAGIC = b"KCF1"
+_SET_ASIDE = "It is set aside as NAME.bad; the other frames are uploaded."
 _LENGTH = struct.Struct(">H")
-_ITEM = re.compile(r"^(\d{12})\.sealed$")
+_ITEM = re.compile(r"([0-9]{12})\.sealed")
+_USED = re.compile(r"([0-9]{12})\.sealed(\.bad)?")
 
 
 class CaptureHeader(SignedContract):
@@ -181,34 +192,68 @@ class CaptureStore:
         return digest
 
     def pending(self) -> list[int]:
-        """Sequences of the frames that wait for their upload, oldest first."""
-        try:
-            names = os.listdir(self.folder)
-        except FileNotFoundError:
-            return []
-        except OSError as exc:
-            raise as_storage_error(exc, self.folder) from exc
-        return sorted(int(m[1]) for m in map(_ITEM.match, names) if m)
+        """Sequences of the frames that wait for their upload, oldest first; what is no regular file is none."""
+        return sorted(int(m[1]) for m in map(_ITEM.fullmatch, self._names(regular=True)) if m)
 
     def payload(self, item: int) -> bytes:
         """The unsigned bytes of one pending frame.
 
         Raises:
-            StorageError: It is not there, or cannot be read.
+            StorageError: It is not there, is no regular file, is longer than any item, or cannot be read.
+            TrustError: Not a captured frame, or one with another number.
         """
-        path = self.folder / f"{item:012d}.sealed"
+        path = self._path(item)
+        data = _read_item(path)
         try:
-            return path.read_bytes()
-        except OSError as exc:
-            raise as_storage_error(exc, path) from exc
+            header = read_header(data)
+        except TrustError as exc:
+            raise TrustError(f"{path}: {exc.message}", _SET_ASIDE) from exc
+        if header.sequence != item:
+            raise TrustError(f"{path}: holds frame {header.sequence}, expected {item}", _SET_ASIDE)
+        return data
 
     def upload(self, item: int, signing_key: Ed25519PrivateKey) -> bytes:
-        """The bytes of one pending frame as the controller wants them: signed by the device; always the same bytes."""
+        """The bytes of one pending frame as the controller wants them: signed by the device; always the same bytes.
+
+        Raises:
+            StorageError: As `payload`.
+            TrustError: As `payload`.
+        """
         return sign_capture(self.payload(item), signing_key)
 
     def forget(self, item: int) -> None:
         """Remove a frame that was handed over; the budget stays spent."""
-        remove_file(self.folder / f"{item:012d}.sealed")
+        remove_file(self._path(item))
+
+    def set_aside(self, item: int) -> None:
+        """Rename a frame that cannot be uploaded to ``NAME.bad``, durably, so that it is not pending any more.
+
+        A folder is set aside like a file, an earlier ``NAME.bad`` is replaced, and a missing frame is fine.
+
+        Raises:
+            StorageError: The disk refused.
+        """
+        path = self._path(item)
+        bad = path.with_name(f"{path.name}.bad")
+        if not os.path.lexists(path):
+            return
+        if bad.is_dir() and not bad.is_symlink():
+            remove_tree(bad)
+        elif path.is_dir():
+            remove_file(bad)
+        rename_durable(path, bad)
+
+    def _path(self, item: int) -> Path:
+        return self.folder / f"{item:012d}.sealed"
+
+    def _names(self, *, regular: bool) -> list[str]:
+        try:
+            with os.scandir(self.folder) as entries:
+                return [e.name for e in entries if not regular or e.is_file(follow_symlinks=False)]
+        except FileNotFoundError:
+            return []
+        except OSError as exc:
+            raise as_storage_error(exc, self.folder) from exc
 
     def remaining(self) -> tuple[int, int]:
         """Frames and bytes that the plan still allows."""
@@ -231,9 +276,28 @@ class CaptureStore:
         try:
             return _Ledger.from_bytes(path.read_bytes(), where=str(path))
         except FileNotFoundError:
-            return _Ledger(next_sequence=max(self.pending(), default=-1) + 1)
+            used = (int(m[1]) for m in map(_USED.fullmatch, self._names(regular=False)) if m)
+            return _Ledger(next_sequence=max(used, default=-1) + 1)
         except OSError as exc:
             raise as_storage_error(exc, path) from exc
+
+
+def _read_item(path: Path) -> bytes:
+    """The bytes of one regular file, never more than an item has, and without waiting for a pipe."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            info = os.fstat(fd)
+            if not stat.S_ISREG(info.st_mode):
+                raise StorageError(f"{path}: not a regular file", _SET_ASIDE)
+            if info.st_size > MAX_ITEM_BYTES:
+                raise StorageError(f"{path}: {info.st_size} bytes, at most {MAX_ITEM_BYTES} are an item", _SET_ASIDE)
+            with os.fdopen(fd, "rb", closefd=False) as file:
+                return file.read(MAX_ITEM_BYTES)
+        finally:
+            os.close(fd)
+    except OSError as exc:
+        raise as_storage_error(exc, path) from exc
 
 
 def sign_capture(item: bytes, signing_key: Ed25519PrivateKey) -> bytes:

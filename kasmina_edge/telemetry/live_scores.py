@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections import deque
 
 from kasmina_edge.contracts.record import Summary, TelemetryRecord
 
 MAX_BUNDLES = 8
+MAX_COUNT = 2**53
+_MAX = sys.float_info.max
 
 
 def merge(parts: list[Summary]) -> Summary:
     """Moments of the union of several windows (Chan, Golub and LeVeque 1983).
+
+    Never raises: what a Summary cannot hold becomes the largest number that it can.
 
     >>> one = Summary(count=2, mean=1.0, variance=1.0, minimum=0.0, maximum=2.0)
     >>> merge([one, one]).count
@@ -19,11 +25,18 @@ def merge(parts: list[Summary]) -> Summary:
     total = sum(p.count for p in parts)
     if total == 0:
         return Summary(count=0, mean=0.0, variance=0.0, minimum=0.0, maximum=0.0)
-    mean = sum(p.count * p.mean for p in parts) / total
-    variance = sum(p.count * (p.variance + (p.mean - mean) ** 2) for p in parts) / total
     seen = [p for p in parts if p.count]
+    shares = [p.count / total for p in seen]
+    means = [p.mean for p in seen]
+    scale = max(map(abs, means)) or 1.0  # no sum of shares of it leaves the range of floats
+    mean = scale * math.fsum(share * (m / scale) for share, m in zip(shares, means, strict=True))
+    mean = min(max(mean, min(means)), max(means))
+    variance = 0.0
+    for share, part in zip(shares, seen, strict=True):
+        away = max(-_MAX, min(_MAX, part.mean - mean))
+        variance = min(_MAX, variance + share * part.variance + (share * away) * away)  # products may be inf, not NaN
     return Summary(
-        count=total,
+        count=min(total, MAX_COUNT),
         mean=mean,
         variance=variance,
         minimum=min(p.minimum for p in seen),

@@ -13,7 +13,7 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 
-from kasmina_edge.contracts.record import TelemetryRecord
+from kasmina_edge.contracts.record import MAX_COUNT, TelemetryRecord
 from kasmina_edge.contracts.topics import Topics
 from kasmina_edge.errors import InputError, LinkError
 from kasmina_edge.telemetry.outbox import Entry, Outbox
@@ -47,7 +47,8 @@ def decode_batch(payload: bytes) -> list[TelemetryRecord]:
     """The records of one message; ``dropped_records`` of each includes what the device's outbox had dropped.
 
     Raises:
-        InputError: Longer than 4 MiB or 1000 records when decompressed, truncated, not JSON, or not records.
+        InputError: Longer than 4 MiB or 1000 records when decompressed, truncated, not JSON, not records, or a count of
+            dropped entries that no record may have.
     """
     stream = zlib.decompressobj()
     try:
@@ -64,8 +65,10 @@ def decode_batch(payload: bytes) -> list[TelemetryRecord]:
         raise InputError(f"telemetry batch: not valid JSON ({exc})") from exc
     records = value.get("records") if isinstance(value, dict) else None
     dropped = value.get("dropped", 0) if isinstance(value, dict) else None
-    if not isinstance(records, list) or not isinstance(dropped, int) or isinstance(dropped, bool) or dropped < 0:
+    if not isinstance(records, list) or not isinstance(dropped, int) or isinstance(dropped, bool):
         raise InputError("telemetry batch: expected an object with a list `records` and a count `dropped`")
+    if not 0 <= dropped <= MAX_COUNT:
+        raise InputError(f"telemetry batch: expected an object with a count `dropped` of 0 to {MAX_COUNT}")
     if value.get("format") != 1:
         raise InputError(f"telemetry batch: format {value.get('format')!r}, this program reads format 1")
     if len(records) > MAX_DECODED_RECORDS:
@@ -73,7 +76,13 @@ def decode_batch(payload: bytes) -> list[TelemetryRecord]:
     found = [TelemetryRecord.parse(r, where=f"telemetry batch: records[{i}]") for i, r in enumerate(records)]
     if not dropped:
         return found
-    return [r.model_copy(update={"dropped_records": r.dropped_records + dropped}) for r in found]
+    return [
+        TelemetryRecord.parse(
+            {**record.model_dump(), "dropped_records": record.dropped_records + dropped},
+            where=f"telemetry batch: records[{i}]",
+        )
+        for i, record in enumerate(found)
+    ]
 
 
 class Publisher:

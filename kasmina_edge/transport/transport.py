@@ -22,6 +22,8 @@ from kasmina_edge.transport.filters import check_filter, check_topic, matches
 log = logging.getLogger(__name__)
 
 MAX_PAYLOAD_BYTES = 256 * 1024
+AROUND_PAYLOAD_BYTES = 1024
+"""What topic, correlation, response topic and content type of a message with the longest payload may take together."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,9 @@ class Transport(ABC):
 
         Args:
             topic: Without wildcards.
-            payload: At most ``max_payload_bytes``. An empty retained payload deletes what the broker keeps.
+            payload: At most ``max_payload_bytes``, and with topic, correlation, response topic and content type at most
+                `AROUND_PAYLOAD_BYTES` more: a broker drops the link at a packet that is too long. An empty retained
+                payload deletes what the broker keeps.
             qos: 0 (may be lost) or 1 (at least once).
             retain: The broker keeps it for later subscribers.
             expiry_s: The broker drops it after so many seconds.
@@ -219,6 +223,12 @@ class Transport(ABC):
             raise InputError(f"{topic}: qos {qos}: expected 0 or 1")
         if len(payload) > self.max_payload_bytes:
             raise InputError(f"{topic}: payload of {len(payload)} bytes, at most {self.max_payload_bytes} are sent")
+        around = (topic.encode(), correlation, (response_topic or "").encode(), (content_type or "").encode())
+        total, limit = len(payload) + sum(len(p or b"") for p in around), self.max_payload_bytes + AROUND_PAYLOAD_BYTES
+        if total > limit:
+            raise InputError(
+                f"{topic}: message of {total} bytes, {len(payload)} of them payload, at most {limit} are sent"
+            )
         acknowledgement = Acknowledgement(f"a message to {topic}", self)
         if wait_s is not None:
             self.refuse_waiting_handler(acknowledgement.what)

@@ -15,12 +15,14 @@ from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Targets, Time
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from kasmina_edge.errors import KasminaError
+from kasmina_edge.storage import make_private_folder
 
 METADATA_URL = "kasmina://repository/metadata/"
 TARGETS_URL = "kasmina://repository/targets/"
 MAX_METADATA_BYTES = 4 * 1024 * 1024
 SIGNED_AT = "x-kasmina-signed-at"
 DESK_MARK = "x-kasmina-desk"
+ROOT_HISTORY = "root_history"
 
 
 class MemoryFetcher(FetcherInterface):
@@ -94,6 +96,7 @@ class Client:
 
     def __init__(self, folder: Path, fetcher: FetcherInterface, *, root: bytes, now_s: float | None) -> None:
         self._folder = folder
+        make_private_folder(folder / ROOT_HISTORY).chmod(0o700)  # the library would make it readable for everybody
         self._updater = Updater(
             str(folder), METADATA_URL, str(folder), TARGETS_URL, fetcher, client_config(), bootstrap=root
         )
@@ -161,7 +164,7 @@ class Client:
             if role in trusted:
                 found[f"{trusted[role].version}.{role}.json"] = (self._folder / f"{role}.json").read_bytes()
         for version in range(1, trusted.root.version + 1):
-            path = self._folder / "root_history" / f"{version}.root.json"
+            path = self._folder / ROOT_HISTORY / f"{version}.root.json"
             if path.is_file():
                 found[f"{version}.root.json"] = path.read_bytes()
         return found

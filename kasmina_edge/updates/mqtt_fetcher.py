@@ -34,6 +34,8 @@ from kasmina_edge.updates.chunks import ChunkWindow
 MAX_FILE_BYTES = 1024 * 1024 * 1024
 TIMESTAMP = "timestamp.json"
 PREFETCH_LIFE_S = 5.0
+LOOK_S = 0.1
+"""Longest single wait: so late is a stop, or a link that was lost, noticed."""
 
 _URL = re.compile(r"^[a-z-]+://[^/]*/(metadata|targets)/([A-Za-z0-9._@-][A-Za-z0-9._@/%-]*)$")
 _ROOT = re.compile(r"^\d+\.root\.json$")
@@ -58,6 +60,7 @@ class MqttFetcher(FetcherInterface):
         retry_s: A chunk that took longer is asked for again.
         window: Chunks in flight.
         clock: Monotonic seconds.
+        stop: Once it is set, every download ends within 0.2 s with a LinkError as its cause.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class MqttFetcher(FetcherInterface):
         retry_s: float = 2.0,
         window: int = 8,
         clock: Callable[[], float] = time.monotonic,
+        stop: threading.Event | None = None,
     ) -> None:
         self._transport = transport
         self._topics = topics
@@ -78,6 +82,7 @@ class MqttFetcher(FetcherInterface):
         self._retry_s = retry_s
         self._window = window
         self._clock = clock
+        self._stop = stop
         self._limit_bytes = MAX_FILE_BYTES
         self._timestamp: _Lookup | None = None
 
@@ -136,21 +141,33 @@ class MqttFetcher(FetcherInterface):
         """Everything retained under exact topics, read in this order in one round trip.
 
         Raises:
-            LinkError: The broker did not answer in time, or refused.
+            LinkError: The broker did not answer in time, or refused; or the fetcher was stopped.
         """
         deadline = self._clock() + self._timeout_s
         while True:
+            self._check_stop(topics[-1])
             left_s = deadline - self._clock()
-            if left_s <= 0 or not self._transport.wait_connected(left_s):
+            if left_s <= 0:
                 raise LinkError(
                     f"{self._transport.address}: no answer within {self._timeout_s:g} s while reading {topics[-1]}"
                 )
+            if not self._transport.wait_connected(min(left_s, LOOK_S)):
+                continue
             found = self._try_look_up(topics, deadline)
             if found is not None:
                 return found
 
+    @property
+    def _stopped(self) -> bool:
+        return self._stop is not None and self._stop.is_set()
+
+    def _check_stop(self, where: str) -> None:
+        """Raise LinkError when nobody waits for an answer any more."""
+        if self._stopped:
+            raise LinkError(f"{self._transport.address}: stopped while reading {where}", "Start it again.")
+
     def _try_look_up(self, topics: Sequence[str], deadline: float) -> _Lookup | None:
-        """One try; None when the link changed under it, or the time is over."""
+        """One try; None when the link changed under it, the time is over, or the fetcher was stopped."""
         links = self._transport.connections
         found: dict[str, bytes] = {}
         acknowledgements: list[Acknowledgement] = []
@@ -191,12 +208,12 @@ class MqttFetcher(FetcherInterface):
         return _Lookup(dict(found), self._clock())
 
     def _wait(self, event: threading.Event, links: int, deadline: float) -> bool:
-        """Wait for the barrier, and give up early when the link it was sent on is gone."""
+        """Wait for the barrier, and give up early when the link it was sent on is gone or a stop is wanted."""
         while not event.is_set():
             left_s = deadline - self._clock()
-            if left_s <= 0 or self._transport.connections != links:
+            if left_s <= 0 or self._stopped or self._transport.connections != links:
                 return False
-            event.wait(min(left_s, 0.25))
+            event.wait(min(left_s, LOOK_S))
         return True
 
     # Long files -----------------------------------------------------------------------------------------------------
@@ -205,7 +222,8 @@ class MqttFetcher(FetcherInterface):
         """Chunks from the controller, in order; goes on at the same offset after a lost link.
 
         Raises:
-            DownloadError: No chunk came for ``timeout_s`` seconds, or the controller contradicts itself.
+            DownloadError: No chunk came for ``timeout_s`` seconds, the controller contradicts itself, or a stop is
+                wanted.
             DownloadHTTPError: 404, the controller's word.
         """
         answers: queue.SimpleQueue[ChunkResponse | InputError] = queue.SimpleQueue()
@@ -241,13 +259,14 @@ class MqttFetcher(FetcherInterface):
         progress_s = self._clock()
         links = self._transport.connections
         while not window.done:
+            self._check_stop(name)
             if self._transport.connections != links:
                 links = self._transport.connections
                 window.forget_asked()
             if self._transport.connected:
                 for offset in window.due(self._clock()):
                     self._ask(ChunkRequest(place=place, path=name, offset=offset, length=window.chunk_bytes), transfer)
-            answer = _next(answers, min(self._retry_s, 0.25))
+            answer = _next(answers, min(self._retry_s, LOOK_S))
             if isinstance(answer, InputError):
                 raise answer
             if answer is not None and answer.status == "absent":

@@ -17,7 +17,7 @@ from kasmina_edge.contracts.canonical import MAX_CONTRACT_BYTES, sha256_hex, sho
 from kasmina_edge.contracts.change_plan import ChangePlan
 from kasmina_edge.contracts.manifest import MANIFEST_PATH, BundleManifest, FileEntry, ModelFile
 from kasmina_edge.errors import BundleError, InputError, LinkError, TrustError
-from kasmina_edge.storage import make_private_folder
+from kasmina_edge.storage import make_private_folder, write_durable
 from kasmina_edge.updates.client import METADATA_URL, Client, CountingFetcher
 from kasmina_edge.updates.delta import apply_delta
 from kasmina_edge.updates.refusals import refusals
@@ -203,8 +203,8 @@ class UpdateSession:
             if _matches(image, data):
                 return data
         data = self._download(image, "manifest", MAX_CONTRACT_BYTES)
+        write_durable(path, data)
         with refusals(str(path)):
-            path.write_bytes(data)
             kept = sorted(folder.glob("*.json"), key=lambda p: (p != path, -p.stat().st_mtime))
             for old in kept[_KEPT_MANIFESTS:]:
                 old.unlink(missing_ok=True)

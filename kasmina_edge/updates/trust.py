@@ -134,14 +134,27 @@ class TrustStore:
 
     # ------------------------------------------------------------------------------------------ the plan
 
-    def plan(self) -> ChangePlan | None:
-        """The last verified change plan; None when there is none, or the file is not the one that was verified."""
+    def plan(self, name: str | None = None) -> ChangePlan | None:
+        """The last verified change plan.
+
+        Args:
+            name: Only a plan for this bundle.
+
+        Returns:
+            The plan; None when there is none, it is for another bundle than ``name``, or the file is not the one that
+            was verified.
+
+        Raises:
+            StorageError: The plan or the floor cannot be read.
+        """
         data = self._read("plan.json")
         if data is None:
             return None
         try:
             plan = ChangePlan.from_bytes(data, where=str(self.folder / "plan.json"))
         except KasminaError:
+            return None
+        if name is not None and plan.bundle != name:
             return None
         known = self._read_floor().plans.get(plan.bundle)
         return plan if known is not None and known.sha256 == sha256_hex(data) else None
@@ -162,8 +175,7 @@ class TrustStore:
 
     def drop_plan(self, name: str) -> None:
         """The targets role lists no plan for ``name`` any more: no grafts and no capture from now on."""
-        plan = self.plan()
-        if plan is not None and plan.bundle == name:
+        if self.plan(name) is not None:
             (self.folder / "plan.json").unlink(missing_ok=True)
 
     # ------------------------------------------------------------------------------------------ updates

@@ -199,14 +199,17 @@ class Story:
     def _start(self, processes: Processes, scenes: dict[str, np.ndarray]) -> None:
         ready = self.out / "controller.ready"
         write_durable(self.out / "scenes.npz", pack_arrays(scenes))
-        processes.start(
-            "controller", ["kasmina_edge", "controller", "--fleet", str(self.office.folder), "--ready-file", str(ready)]
+        self._launch(
+            processes,
+            "controller",
+            ["kasmina_edge", "controller", "--fleet", str(self.office.folder), "--ready-file", str(ready)],
         )
         self._until(lambda: ready.exists(), "the controller to serve", processes)
         for i, camera in enumerate(CAMERAS):
-            processes.start(f"agent-{camera}", ["kasmina_edge", "run", "--data", str(self.out / camera)])
+            self._launch(processes, f"agent-{camera}", ["kasmina_edge", "run", "--data", str(self.out / camera)])
             (self.out / f"{camera}.lens").write_text("sharp")
-            processes.start(
+            self._launch(
+                processes,
                 f"camera-{camera}",
                 [
                     "kasmina_trainer.demo.camera",
@@ -223,6 +226,10 @@ class Story:
                 ],
             )
         self._until(lambda: len(self._online()) == len(CAMERAS), "three devices to come online", processes)
+
+    def _launch(self, processes: Processes, name: str, arguments: list[str], *, finite: bool = False) -> None:
+        """Start one process, and keep its id for whoever wants to see that it ended."""
+        self.found.facts.setdefault("pids", []).append(processes.start(name, arguments, finite=finite))
 
     def _online(self) -> list[str]:
         return [v.device for v in self.office.store().devices() if v.online]
@@ -318,7 +325,7 @@ class Story:
         write_durable(path, pack_arrays({"x": captured.x, "y": captured.y}))
         arguments = ["--out", str(self.out), "--host", str(self.path("host")), "--captured", str(path)]
         arguments += ["--batches", ",".join(captured.batches), "--seed", str(self.seed)]
-        processes.start("rivals", ["kasmina_trainer.demo.rivals", *arguments], finite=True)
+        self._launch(processes, "rivals", ["kasmina_trainer.demo.rivals", *arguments], finite=True)
 
     def _await_rival(self, kind: str, processes: Processes) -> None:
         path = unsigned_path(self.out, kind)

@@ -63,9 +63,45 @@ def test_the_demo_tells_the_whole_story(told: Told) -> None:
     assert (told.folder / "build" / "demo" / "report.html").is_file()
 
 
+def running(pids: list[int]) -> list[int]:
+    """Those that are alive with a command line of this project (an id may belong to somebody else by now)."""
+    alive = []
+    for pid in pids:
+        try:
+            line = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if b"kasmina" in line:
+            alive.append(pid)
+    return alive
+
+
+def working_in(folder: Path) -> list[int]:
+    """Every process of ours whose working folder this is: also a child that nobody recorded."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cwd"):
+        try:
+            if entry.readlink() == folder.resolve():
+                found.append(int(entry.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_a_process_that_is_left_running_is_seen(tmp_path: Path) -> None:
+    code = "import sys; print('up', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "kasmina_edge"], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as left:
+        assert left.stdout is not None and left.stdout.readline() == b"up\n"
+        assert running([left.pid, os.getppid()])[:1] == [left.pid] == working_in(tmp_path)
+    assert running([left.pid]) == [] == working_in(tmp_path)
+
+
 def test_the_demo_leaves_nothing_running_and_no_frame_in_the_open(told: Told) -> None:
-    left = subprocess.run(["pgrep", "-f", str(told.folder)], capture_output=True, text=True, check=False).stdout.split()
-    assert left == []
+    pids = json.loads(told.out)["facts"]["pids"]
+    assert len(pids) == 8, "controller, three agents, three cameras, the rivals' trainer"
+    assert running(pids) == [] == working_in(told.folder)
     demo = told.folder / "build" / "demo"
     assert b"PRIVATE" not in b"".join(p.read_bytes() for p in (demo / "logs").iterdir())
     opened = (demo / "captured.npz").read_bytes()

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
+import threading
+import time
 from pathlib import Path
 
 import pytest
-from worlds.bundles import make_bundle
+from worlds.bundles import make_bundle, make_frames
 from worlds.fleets import MemoryFleet, grafted, plan_limits, wait_for
 
 from kasmina_edge.agent import decide_offer, judge_trial
 from kasmina_edge.contracts.change_plan import HealthLimits
-from kasmina_edge.contracts.record import Summary
+from kasmina_edge.contracts.record import Summary, TelemetryRecord
 from kasmina_edge.errors import InputError, LockedError
 from kasmina_edge.runtime import Runtime
 from kasmina_edge.safety.audit import verify
+from kasmina_edge.slots import SlotStore
+from kasmina_edge.storage import Disk
+from kasmina_edge.telemetry.capture import CaptureStore
+from kasmina_edge.telemetry.outbox import Outbox
 
 LIMITS = HealthLimits(probes="0" * 64, minimum_accuracy=0.9, live_frames=40, live_timeout_s=5.0, maximum_score_drop=0.2)
 
@@ -38,10 +46,20 @@ def test_a_trial_waits_for_live_frames_and_judges_them() -> None:
     assert judge_trial(scores(50, 0.9), None, LIMITS, 1.0) == "wait"
     assert judge_trial(scores(50, 0.9), scores(39, 0.9), LIMITS, 1.0) == "wait"
     assert judge_trial(scores(50, 0.9), scores(40, 0.9), LIMITS, 1.0) == "commit"
-    assert judge_trial(scores(50, 0.9), None, LIMITS, 5.0) == "commit"
     assert judge_trial(None, scores(40, 0.1), LIMITS, 1.0) == "commit"
     reason = judge_trial(scores(50, 0.9), scores(40, 0.5), LIMITS, 1.0)
     assert "0.500" in reason and "0.900" in reason
+
+
+def test_few_bad_frames_at_the_timeout_are_not_waved_through() -> None:
+    assert "0.150" in judge_trial(scores(5000, 0.97), scores(39, 0.15), LIMITS, 5.0)
+    assert judge_trial(scores(5000, 0.97), scores(39, 0.96), LIMITS, 5.0) == "commit"
+
+
+def test_an_app_that_goes_silent_on_trial_takes_the_trial_back_and_one_that_was_silent_before_does_not() -> None:
+    assert judge_trial(scores(50, 0.9), None, LIMITS, 4.9, active_was_live=True) == "wait"
+    assert "no live frame in 5 s" in judge_trial(scores(50, 0.9), None, LIMITS, 5.0, active_was_live=True)
+    assert judge_trial(scores(50, 0.9), None, LIMITS, 5.0) == "commit"
 
 
 def test_the_loop_from_host_to_graft_to_removal(tmp_path: Path) -> None:
@@ -154,3 +172,136 @@ def test_groups_are_served_and_strangers_are_not(tmp_path: Path) -> None:
         assert view is not None and view.reported is not None and view.reported.version is None
         with pytest.raises(InputError, match="no such device or group"):
             fleet.office.publish(host, to=["cam-9"], offline_keys=fleet.offline)
+
+
+@pytest.mark.parametrize("rotten", ["model.tflite", "probes.npz", "manifest.json"])
+def test_a_rotten_active_slot_does_not_refuse_its_own_repair(tmp_path: Path, rotten: str) -> None:
+    with MemoryFleet(tmp_path) as fleet:
+        fleet.enroll("cam-1")
+        fleet.start("cam-1")
+        fleet.publish_host(make_bundle())
+        fleet.wait_reported("cam-1", "committed", version="1.0.0")
+        store = SlotStore(fleet.data("cam-1"))
+        active = store.record().active
+        assert active is not None
+        path = store.folder(active) / rotten
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(bytes(data))
+        fleet.office.publish(make_bundle(version="2.0.0", seed=5), to=["cam-1"], offline_keys=fleet.offline)
+        report = fleet.wait_reported("cam-1", "committed", version="2.0.0")
+        assert report.release == 2
+        assert store.quarantine_entries() == {}
+
+
+class FullNow(Disk):
+    """A disk on which no boot record can be written while ``full`` is set."""
+
+    def __init__(self) -> None:
+        self.full = threading.Event()
+        self.refused = threading.Event()
+
+    def open(self, path: Path, flags: int, mode: int) -> int:
+        if self.full.is_set() and path.name.startswith(".boot-"):
+            self.refused.set()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().open(path, flags, mode)
+
+
+def test_a_disk_that_is_full_at_the_commit_delays_it_and_wedges_nothing(tmp_path: Path) -> None:
+    disk = FullNow()
+    host = make_bundle()
+    with MemoryFleet(tmp_path, disk=disk) as fleet:
+        fleet.enroll("cam-1")
+        fleet.start("cam-1")
+        fleet.publish_host(host, limits=plan_limits(live_frames=10, live_timeout_s=1.0))
+        fleet.wait_reported("cam-1", "committed", version="1.0.0")
+        fleet.office.publish(grafted(host, "1.1.0"), to=["cam-1"])
+        fleet.wait_reported("cam-1", "trial")
+        disk.full.set()
+        assert disk.refused.wait(20)
+        disk.full.clear()
+        fleet.wait_reported("cam-1", "committed", version="1.1.0")
+        fleet.office.publish(grafted(host, "1.2.0", seed=3), to=["cam-1"])
+        fleet.wait_reported("cam-1", "committed", version="1.2.0")
+
+
+def test_a_disk_that_is_full_at_the_start_does_not_keep_the_agent_away(tmp_path: Path) -> None:
+    disk = FullNow()
+    host = make_bundle()
+    with MemoryFleet(tmp_path, disk=disk) as fleet:
+        fleet.enroll("cam-1")
+        fleet.start("cam-1")
+        fleet.publish_host(host)
+        fleet.wait_reported("cam-1", "committed", version="1.0.0")
+        fleet.stop("cam-1")
+        disk.full.set()
+        fleet.start("cam-1")
+        assert disk.refused.wait(20)
+        wait_for(lambda: (v := fleet.view("cam-1")) and v.online, "the agent to be online")
+        disk.full.clear()
+        fleet.office.publish(grafted(host, "1.1.0"), to=["cam-1"])
+        fleet.wait_reported("cam-1", "committed", version="1.1.0")
+
+
+def test_numbers_at_the_edge_of_the_contract_do_not_end_the_loop(tmp_path: Path) -> None:
+    host = make_bundle()
+    with MemoryFleet(tmp_path) as fleet:
+        fleet.enroll("cam-1")
+        fleet.start("cam-1")
+        fleet.publish_host(host, limits=plan_limits(live_frames=40, live_timeout_s=1.0))
+        digest = fleet.wait_reported("cam-1", "committed", version="1.0.0").digest
+        assert digest is not None
+        outbox = Outbox(fleet.data("cam-1") / "outbox.db")
+        extreme = Summary(count=2**53, mean=1e308, variance=1.0, minimum=0, maximum=1)
+        for sequence in range(2):
+            record = TelemetryRecord(
+                device="cam-1", bundle=digest, release=1, sequence=sequence, started_s=0, duration_s=1, frames=1,
+                sampled=1, score=extreme,
+            )  # fmt: skip
+            outbox.append("stats", record.to_bytes())
+        outbox.close()
+        fleet.office.publish(grafted(host, "1.1.0"), to=["cam-1"])
+        report = fleet.wait_reported("cam-1", "rolled_back", text="no live frame")
+        assert report.version == "1.0.0"
+        assert fleet.is_alive("cam-1")
+
+
+def test_a_device_restored_from_its_first_day_is_believed(tmp_path: Path) -> None:
+    host = make_bundle()
+    with MemoryFleet(tmp_path) as fleet:
+        data = fleet.enroll("cam-1")
+        shutil.copytree(data, tmp_path / "enrolled")
+        fleet.publish_host(host)
+        for _ in range(3):
+            fleet.start("cam-1")
+            wait_for(lambda: (v := fleet.view("cam-1")) and v.online, "online")
+            fleet.wait_reported("cam-1", "committed" if _ == 0 else "idle", version="1.0.0")
+            fleet.stop("cam-1")
+        shutil.rmtree(data)
+        shutil.copytree(tmp_path / "enrolled", data)
+        fleet.start("cam-1")
+        restored = wait_for(
+            lambda: (v := fleet.view("cam-1")) and v.online and v.reported and v.reported.boot == 1 and v, "belief"
+        )
+        assert restored.reported is not None
+
+
+def test_a_capture_that_cannot_be_read_is_set_aside_and_the_rest_goes_on(tmp_path: Path) -> None:
+    host = make_bundle()
+    with MemoryFleet(tmp_path) as fleet:
+        data = fleet.enroll("cam-1")
+        fleet.start("cam-1")
+        plan = fleet.publish_host(host)
+        digest = fleet.wait_reported("cam-1", "committed", version="1.0.0").digest
+        assert digest is not None
+        store = CaptureStore(data / "capture", plan, "cam-1", clock=time.time)
+        fleet.stop("cam-1")
+        first, second = (store.keep(f.reshape(16, 16, 1), bundle=digest) for f in make_frames(2))
+        assert first and second
+        damaged = sorted((data / "capture").glob("*.sealed"))[0]
+        damaged.write_bytes(b"rotten")
+        fleet.start("cam-1")
+        wait_for(lambda: fleet.office.store().captures("cam-1"), "the whole capture")
+        assert len(fleet.office.store().captures("cam-1")) == 1
+        wait_for(lambda: list((data / "capture").glob("*.bad")), "the other set aside")

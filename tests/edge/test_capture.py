@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -245,6 +246,102 @@ def test_a_spoiled_ledger_stops_capture(tmp_path: Path) -> None:
     (tmp_path / "capture" / "ledger.json").write_bytes(b"{}x")
     with pytest.raises(StorageError, match=r"ledger\.json"):
         store.keep(make_frame(1), bundle=BUNDLE)
+
+
+def spoil(folder: Path, item: int, fault: str) -> Path:
+    """Put something that is no captured frame where one is expected."""
+    path = folder / "capture" / f"{item:012d}.sealed"
+    good = path.read_bytes()
+    path.unlink()
+    if fault == "folder":
+        (path / "below").mkdir(parents=True)
+    elif fault == "pipe":
+        os.mkfifo(path)
+    elif fault == "link":
+        path.symlink_to("/etc/hostname")
+    elif fault == "another number":
+        path.write_bytes((folder / "capture" / "000000000000.sealed").read_bytes())
+    elif fault != "missing":
+        path.write_bytes(
+            {"empty": b"", "garbage": b"x" * 500, "cut": good[:20], "too long": good + bytes(10**6)}[fault]
+        )
+    return path
+
+
+NO_FILE = ("folder", "pipe", "link", "missing")
+
+
+@pytest.mark.parametrize("fault", [*NO_FILE, "empty", "garbage", "cut", "too long", "another number"])
+def test_one_bad_item_does_not_keep_the_others_from_their_upload(tmp_path: Path, fault: str) -> None:
+    store = make_store(tmp_path)
+    for i in range(3):
+        store.keep(make_frame(i), bundle=BUNDLE)
+    path = spoil(tmp_path, 1, fault)
+    assert store.pending() == ([0, 2] if fault in NO_FILE else [0, 1, 2])
+    for read in (store.payload, lambda item: store.upload(item, PEN)):
+        with pytest.raises((StorageError, TrustError), match=path.name):
+            read(1)
+    store.set_aside(1)
+    store.set_aside(1)
+    assert store.pending() == [0, 2] and not os.path.lexists(path)
+    assert os.path.lexists(f"{path}.bad") == (fault != "missing")
+    for item in store.pending():
+        assert open_capture(store.upload(item, PEN), BOX, PEN_PUBLIC).sequence == item
+
+
+def test_an_unreadable_item_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make_store(tmp_path)
+    store.keep(make_frame(), bundle=BUNDLE)
+
+    def refuse(*_: object, **__: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kasmina_edge.telemetry.capture.os.open", refuse)
+        with pytest.raises(StorageError, match="Input/output error"):
+            store.payload(0)
+
+
+@pytest.mark.parametrize("kinds", [("folder", "folder"), ("folder", "file"), ("file", "folder"), ("file", "file")])
+def test_what_was_set_aside_before_is_replaced(tmp_path: Path, kinds: tuple[str, str]) -> None:
+    folder = tmp_path / "capture"
+    folder.mkdir()
+    for name, kind in zip(("000000000001.sealed", "000000000001.sealed.bad"), kinds, strict=True):
+        if kind == "folder":
+            (folder / name / "below").mkdir(parents=True)
+        else:
+            (folder / name).write_bytes(b"x")
+    make_store(tmp_path).set_aside(1)
+    assert [p.name for p in folder.iterdir()] == ["000000000001.sealed.bad"]
+    assert (folder / "000000000001.sealed.bad").is_dir() == (kinds[0] == "folder")
+
+
+@pytest.mark.parametrize("lose", LOSSES)
+def test_what_was_set_aside_stays_aside_after_a_power_cut(tmp_path: Path, lose: Lose) -> None:
+    store = make_store(tmp_path)
+    store.keep(make_frame(), bundle=BUNDLE)
+    (tmp_path / "attic").mkdir()
+    with pytest.raises(PowerCut), use_disk(PowerDisk(tmp_path / "attic", cut_after=2, lose=lose, seed=1)):
+        store.set_aside(0)
+    assert store.pending() == []
+
+
+def test_a_sequence_that_was_set_aside_is_not_given_again(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    for i in range(2):
+        store.keep(make_frame(i), bundle=BUNDLE)
+    store.set_aside(1)
+    (tmp_path / "capture" / "ledger.json").unlink()
+    store.keep(make_frame(2), bundle=BUNDLE)
+    assert store.pending() == [0, 2]
+
+
+def test_a_name_in_other_digits_is_no_item(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    store.keep(make_frame(), bundle=BUNDLE)
+    for name in ("\N{ARABIC-INDIC DIGIT SEVEN}" * 12 + ".sealed", "000000000007.sealed\n"):
+        (tmp_path / "capture" / name).write_bytes(b"x")
+    assert store.pending() == [0]
 
 
 def test_several_processes_share_one_budget(tmp_path: Path) -> None:

@@ -19,10 +19,12 @@ from worlds.fleets import grafted
 from kasmina_edge.bundle import Bundle, pack, read_file
 from kasmina_edge.cli import main
 from kasmina_edge.contracts.arrays import pack_members, unpack_members
+from kasmina_edge.fleet.folder import FleetFolder
 from kasmina_edge.fleet.repository import Repository
 from kasmina_edge.runtime import Runtime
-from kasmina_edge.safety.audit import verify
+from kasmina_edge.safety.audit import tail, verify
 from kasmina_edge.slots import SlotStore
+from kasmina_edge.updates.floor import FloorFile
 
 Read = pytest.CaptureFixture[str]
 
@@ -317,3 +319,118 @@ def test_help_everywhere(call: list[str], capsys: Read) -> None:
 def test_a_wrong_call_is_exit_2(capsys: Read) -> None:
     assert main(["deploy", "--no-such-flag"]) == 2
     assert main(["no-such-verb"]) == 2
+
+
+def test_tables_show_text_as_it_is_without_escapes(capsys: Read) -> None:
+    from kasmina_edge.cli.output import emit, grid, rows_table
+
+    said = "[red]x[/red] :smile: " + chr(27) + "]0;t" + chr(7) + chr(0x9B) + "2J" + chr(127)
+    shown = "[red]x[/red] :smile: \ufffd]0;t\ufffd\ufffd2J\ufffd"
+    titled = grid(said, ("what",), [("x" * 60,)])
+    for table in (said, rows_table([("label", said)]), grid("", ("what",), [(said,)]), titled):
+        emit({}, as_json=False, table=table)
+        out = capsys.readouterr().out
+        assert shown in out
+        assert not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in out.replace("\n", ""))
+    assert str(rows_table([("label", "x")]).columns[0].style) == "bold"
+    emit({"said": said + "\u00fc"}, as_json=True)
+    out = capsys.readouterr().out
+    assert json.loads(out) == {"said": said + "\u00fc"} and "\u00fc" in out
+    assert not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in out.rstrip("\n"))
+
+
+def test_a_clock_that_was_set_back_does_not_make_old_signatures_young(
+    deployed: Path, tmp_path: Path, capsys: Read
+) -> None:
+    path = str(tmp_path / "digits-1.0.0.kasmina")
+    floor = FloorFile(deployed / "trust" / "floor")
+    floor.write(floor.read(must_exist=True).model_copy(update={"time_s": time.time() + 2 * 365 * 86_400.0}))
+    refused(capsys, ["bundle", "verify", path, "--data", str(deployed)], 3, "expired")
+    refused(capsys, ["deploy", path, "--data", str(deployed)], 3, "Not deployed", "expired")
+    still_runs(deployed)
+
+
+def test_in_a_fleet_the_operators_rollback_holds(tmp_path: Path, capsys: Read) -> None:
+    office = FleetFolder.init(tmp_path / "fleet", offline_keys=tmp_path / "offline", address="x", clock=time.time)
+    data = tmp_path / "cam-1"
+    office.enroll("cam-1", data)
+    for bundle in (make_bundle(), make_bundle(version="1.1.0", release=2, provenance={"note": "second"})):
+        manifest = office.publish(bundle, to=["cam-1"], offline_keys=tmp_path / "offline").manifest
+        path = write(office.repository, Bundle(manifest, bundle.files, {}), tmp_path)
+        assert main(["deploy", str(path), "--data", str(data)]) == 0
+    digest = manifest.content_digest()
+    capsys.readouterr()
+    assert main(["rollback", "--data", str(data)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Active: digits 1.0.0 in slot A" in said and "digits 1.1.0" in said
+    assert f"--release-quarantine {digest[:12]}" in said
+    assert SlotStore(data).quarantined(digest) == "rolled back by the operator"
+    assert [e.fields["content_digest"] for e in tail(data / "audit.log", 1) if e.event == "quarantined"] == [digest]
+    refused(capsys, ["deploy", str(path), "--data", str(data)], 3, "rolled back by the operator")
+    still_runs(data)
+    assert main(["rollback", "--data", str(data), "--release-quarantine", digest[:12]]) == 0
+    assert main(["deploy", str(path), "--data", str(data)]) == 0
+
+
+def test_at_a_desk_a_rollback_quarantines_nothing(
+    deployed: Path, tmp_path: Path, desk: Repository, capsys: Read
+) -> None:
+    path = write(desk, make_bundle(version="1.1.0", release=2, provenance={"note": "second"}), tmp_path)
+    assert main(["deploy", str(path), "--data", str(deployed)]) == 0
+    capsys.readouterr()
+    assert main(["rollback", "--data", str(deployed), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["quarantined"] is None
+    assert SlotStore(deployed).quarantine_entries() == {}
+
+
+def test_wrong_paths_are_named(deployed: Path, tmp_path: Path, capsys: Read) -> None:
+    none, folder = str(tmp_path / "none.log"), str(tmp_path)
+    for verb in ("verify", "tail"):
+        refused(capsys, ["audit", verb, none], 2, none, "no such file")
+        refused(capsys, ["audit", verb, folder], 2, "is a folder")
+    assert main(["audit", "tail", str(deployed / "audit.log"), "-n", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["event"] == "committed"
+    (deployed / "audit.log").unlink()
+    refused(capsys, ["audit", "verify", str(deployed / "audit.log")], 3, "lacks entry")  # its head is there: removed
+    refused(capsys, ["profile", "check", folder], 2, folder, "is a folder")
+    refused(capsys, ["profile", "check", str(tmp_path / "none")], 2, "no such file")
+    refused(capsys, ["profile", "check", "none.toml"], 2, "none.toml: no such file")
+    odd = tmp_path / "profile.txt"
+    odd.write_text("name = ")
+    refused(capsys, ["profile", "check", str(odd)], 2, str(odd), "not valid TOML")
+    assert main(["profile", "check", "coral"]) == 0
+
+
+def test_infer_wants_an_array_with_a_shape(deployed: Path, tmp_path: Path, capsys: Read) -> None:
+    np.save(tmp_path / "zero.npy", np.float32(1))
+    np.savez(tmp_path / "some.npz", a=np.zeros(3))
+    (tmp_path / "empty.npy").write_bytes(b"")
+    (tmp_path / "broken.npz").write_bytes((tmp_path / "some.npz").read_bytes()[:40])
+    for name, text in {
+        "zero.npy": "without a shape", "some.npz": "expected an .npy file",
+        "empty.npy": "not an .npy file", "broken.npz": "not an .npy file",
+    }.items():  # fmt: skip
+        refused(capsys, ["infer", str(tmp_path / name), "--data", str(deployed)], 2, name, text)
+
+
+@pytest.mark.parametrize(
+    ("call", "word"),
+    [
+        (["deploy", "--no-such-flag", "--json"], "--no-such-flag"),
+        (["no-such-verb", "--json"], "no-such-verb"),
+        (["audit", "tail", "-n", "x", "--json"], "valid integer"),
+        (["bundle", "show", "--json"], "PATH"),
+    ],
+)
+def test_a_wrong_call_is_one_json_object_for_machines(call: list[str], word: str, capsys: Read) -> None:
+    assert main(call) == 2
+    seen = capsys.readouterr()
+    value = json.loads(seen.out)
+    assert set(value) == {"error", "message", "next_step", "exit_code"} and seen.err == ""
+    assert value["error"] == "UsageError" and value["exit_code"] == 2
+    assert word.lower() in value["message"].lower() and "--help" in value["next_step"]
+
+
+def test_help_stays_help_beside_json(capsys: Read) -> None:
+    assert main(["deploy", "--json", "--help"]) == 0
+    assert "Usage" in capsys.readouterr().out

@@ -138,3 +138,29 @@ def test_captured_inputs_come_out_labelled_and_only_here(desk: Desk) -> None:
 def test_the_monitor_shows_an_empty_fleet_and_json(desk: Desk) -> None:
     assert "No device was heard of yet" in desk.call("monitor", *desk.fleet)
     assert json.loads(desk.call("monitor", "--json", *desk.fleet)) == {"alerts": [], "devices": []}
+
+
+def test_a_new_plan_keeps_the_hosts_of_what_is_assigned(desk: Desk) -> None:
+    for device in ("cam-1", "cam-2"):
+        desk.call("fleet", "enroll", device, "--data", str(desk.folder / device), *desk.fleet)
+    office, offline = desk.office(), desk.folder / "offline"
+    second, third = (make_bundle(version=f"{i}.0.0", seed=i) for i in (2, 3))
+    office.publish(desk.host, to=["cam-1"], offline_keys=offline)
+    office.publish(grafted(desk.host, "1.1.0"), to=["cam-1"])
+    office.publish(second, to=["cam-2"], offline_keys=offline)
+    plan = office.draft_plan(third.manifest, plan_limits())
+    assert plan.hosts == tuple(b.manifest.content_digest() for b in (third, second, desk.host))
+    office.publish(third, to=["cam-2"], offline_keys=offline, plan=plan)
+    assert office.withdraw("digits", to=["cam-1"]).manifest.content_digest() == plan.hosts[2]
+    again = office.draft_plan(third.manifest, plan_limits())
+    assert again.hosts == (plan.hosts[0], plan.hosts[2])  # nobody is assigned the second any more
+
+
+def test_withdrawing_what_the_plan_does_not_list_is_exit_3(desk: Desk) -> None:
+    desk.call("fleet", "enroll", "cam-1", "--data", str(desk.folder / "cam-1"), *desk.fleet)
+    office, offline = desk.office(), desk.folder / "offline"
+    office.publish(desk.host, to=["@all"], offline_keys=offline)
+    office.publish(grafted(desk.host, "1.1.0"), to=["@all"])
+    plan = office.draft_plan(make_bundle(version="2.0.0", seed=2).manifest, plan_limits())
+    office.repository.set_plan(plan.model_copy(update={"hosts": plan.hosts[:1]}), offline)
+    assert "does not list this host" in desk.call("fleet", "withdraw", "digits", *desk.fleet, code=3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from worlds.telemetry import BUNDLE, NOW, Clock, make_frame, make_plan, make_rec
 
 from kasmina_edge.contracts.record import DeviceState, Reported
 from kasmina_edge.errors import InputError, StorageError, TrustError
-from kasmina_edge.fleet.store import KEPT_WINDOWS, MAX_EVENTS, FleetStore, accepts_state
+from kasmina_edge.fleet.store import KEPT_WINDOWS, MAX_EVENTS, FleetStore, accepts_reported, accepts_state
 from kasmina_edge.safety.alerts import AlertLimits
 from kasmina_edge.safety.encryption import public_hex
 from kasmina_edge.telemetry.capture import CaptureStore
@@ -230,3 +231,70 @@ def test_a_damaged_store_is_told_and_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="not a database"):
         make_store(tmp_path)
     assert path.read_bytes().startswith(b"not a database")
+
+
+@pytest.mark.parametrize("column", ["state", "reported", "latest", "windows"])
+@pytest.mark.parametrize("value", [b"{", "text", '[["b",1,null,1e999,0]]', "[[1,2]]", "[[" * 60_000, b"\xff"])
+def test_a_bad_row_costs_only_its_part_of_one_device(tmp_path: Path, column: str, value: object) -> None:
+    store = make_store(tmp_path)
+    for device in ("cam-1", "cam-2"):
+        store.record_telemetry([make_record(0, device=device, drift=0.5)])
+        store.set_reported(make_reported(0, device=device))
+        store.set_state(DeviceState(device=device, online=True, boot=1))
+    before = store.devices()
+    with sqlite3.connect(tmp_path / "fleet.db") as db:
+        db.execute(f"UPDATE device SET {column} = ? WHERE device = 'cam-1'", (value,))
+    db.close()
+    bad, good = store.devices()
+    assert good == before[1] and bad.device == "cam-1"
+    lost = {"state": bad.online, "reported": bad.reported, "latest": bad.latest, "windows": bad.windows or None}
+    assert [name for name, part in lost.items() if part is None] == [column]
+    store.record_telemetry([make_record(1)])  # what comes next mends it
+    assert store.set_reported(make_reported(1)) and store.set_state(state(False, boot=1))
+    mended = store.devices()[0]
+    assert None not in (mended.online, mended.reported, mended.latest) and mended.windows
+
+
+def test_a_bad_batch_costs_only_its_records(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    store.record_telemetry([make_record(0)])
+    store.record_telemetry([make_record(1)])
+    with sqlite3.connect(tmp_path / "fleet.db") as db:
+        db.execute("UPDATE telemetry SET body = ? WHERE id = 1", (b"nothing",))
+    db.close()
+    assert [r.sequence for r in store.telemetry("cam-1")] == [1]
+
+
+def test_more_right_answers_than_frames_do_not_stop_the_list(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    store.set_expected_accuracy(BUNDLE, 0.9)
+    store.record_telemetry([make_record(0, check_frames=20, check_correct=2**53)])
+    (view,) = store.devices()
+    assert view.checks == (20, 20)
+
+
+def test_a_restored_device_is_heard_though_its_boots_begin_again(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    assert store.set_state(DeviceState(device="cam-1", online=False, boot=9, at_s=NOW, life="first"))
+    assert store.set_reported(make_reported(4, boot=9, life="first"))
+    assert store.set_state(DeviceState(device="cam-1", online=True, boot=1, life="second"))
+    assert store.set_reported(make_reported(0, boot=1, life="second", status="committed"))
+    (view,) = store.devices()
+    assert view.online is True and view.boot == 1 and view.reported is not None
+    assert view.reported.life == "second" and view.reported.status == "committed"
+    for life in ("second", ""):  # the same life, or one that is not known: boots compare
+        assert not store.set_state(DeviceState(device="cam-1", online=False, boot=0, life=life))
+        assert not store.set_reported(make_reported(9, boot=0, life=life))
+    old = make_reported(0, boot=9)
+    assert not accepts_reported(old, make_reported(0, boot=1, life="second"))
+    assert not accepts_state(state(True, boot=9), DeviceState(device="cam-1", online=False, boot=1, life="second"))
+
+
+def test_an_unknown_life_is_not_written() -> None:
+    for known, unknown in (
+        (make_reported(life="a1"), make_reported()),
+        (DeviceState(device="cam-1", online=True, boot=1, life="a1"), state(True, boot=1)),
+    ):
+        assert b"life" not in unknown.to_bytes() and type(known).from_bytes(known.to_bytes()) == known
+        with pytest.raises(InputError, match="life"):
+            type(known).from_bytes(known.to_bytes().replace(b'"a1"', b'"a 1"'))

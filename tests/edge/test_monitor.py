@@ -163,3 +163,19 @@ def test_wilson_equals_the_published_example() -> None:
 
 def test_alerts_compare_by_device_and_kind() -> None:
     assert Alert("a", "drift", "warning", "x").key == Alert("a", "drift", "warning", "y", 2.0).key
+
+
+HOSTILE = "[red]m[/red] :smile: " + chr(27) + "[2J" + chr(0x9B) + "2J" + chr(7) + chr(127) + chr(13)
+
+
+def test_what_devices_say_is_neither_markup_nor_escapes() -> None:
+    reported = Reported(
+        device="cam-1", boot=1, sequence=1, at_s=NOW, name="digits", version=HOSTILE, release=1,
+        status="rolled_back", reason=HOSTILE,
+    )  # fmt: skip
+    out = io.StringIO()
+    shown = Console(file=out, width=300, color_system=None, force_terminal=True)
+    shown.print(fleet_table([make_view([make_record()], reported=reported)], now=NOW))
+    text = out.getvalue()
+    assert text.count("[red]m[/red] :smile: \ufffd[2J\ufffd2J\ufffd\ufffd\ufffd") == 2  # the cell and the alert
+    assert not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in text.replace("\n", ""))

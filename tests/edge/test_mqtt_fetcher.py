@@ -23,7 +23,7 @@ from kasmina_edge.fleet.store import FleetStore
 from kasmina_edge.transport.memory import MemoryBroker, MemoryTransport
 from kasmina_edge.transport.transport import Message, Transport
 from kasmina_edge.updates.client import METADATA_URL, TARGETS_URL
-from kasmina_edge.updates.mqtt_fetcher import MqttFetcher
+from kasmina_edge.updates.mqtt_fetcher import LOOK_S, MqttFetcher
 
 TOPICS = Topics(site="lab")
 BROKERS = sorted(SUBJECTS)
@@ -230,6 +230,78 @@ def test_absence_on_a_link_that_changed_under_it_is_looked_up_again() -> None:
         assert looked is None, "the link changed: what was absent may have been forgotten"
         assert republished.wait(DEADLINE_S)
         assert read(fetcher, METADATA_URL + "2.root.json") == b"2.root.json"
+
+
+# Stopped --------------------------------------------------------------------------------------------------------------
+
+
+class Clockwork:
+    """A stop that remembers when it was asked for."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self.at_s = 0.0
+
+    def __call__(self, _: object = None) -> None:
+        if not self.event.is_set():
+            self.at_s = time.monotonic()
+            self.event.set()
+
+    def ends(self, link: Transport, url: str) -> float:
+        """Seconds from the stop to the end of a download that would wait a minute."""
+        fetcher = MqttFetcher(link, TOPICS, "cam-1", timeout_s=60.0, retry_s=60.0, stop=self.event)
+        with pytest.raises(DownloadError, match="stopped while reading") as caught:
+            read(fetcher, url)
+        assert isinstance(caught.value.__cause__, LinkError)
+        return time.monotonic() - self.at_s
+
+
+class StoppedAtTheBarrier(Deaf):
+    """Deaf, and its stop is asked for while the barrier is on its way."""
+
+    stop: Clockwork
+
+    def publish(self, topic: str, payload: bytes, **options: Any) -> None:
+        super().publish(topic, payload, **options)
+        self.stop()
+
+
+class StoppedUnconnected(MemoryTransport):
+    """Never connected, and its stop is asked for while the connection is waited for."""
+
+    stop: Clockwork
+
+    def wait_connected(self, timeout_s: float) -> bool:
+        self.stop()
+        return super().wait_connected(timeout_s)
+
+
+STOP_S = 2.0  # the promise is two looks (0.2 s); the rest is for a busy machine
+assert 2 * LOOK_S <= 0.2
+
+
+def test_a_stop_ends_the_wait_for_a_controller_that_never_answers() -> None:
+    with SUBJECTS["memory"]() as subject:
+        controller, cam, stop = subject.connected("controller"), subject.connected("cam-1"), Clockwork()
+        controller.subscribe(TOPICS.request("cam-1"), stop).wait(DEADLINE_S)
+        assert stop.ends(cam, TARGETS_URL + "bundles/d/1/ab.model.tflite") < STOP_S
+        assert cam._filters() == []
+
+
+def test_a_stop_ends_the_wait_for_a_broker_and_for_a_connection() -> None:
+    with StoppedAtTheBarrier(MemoryBroker(), "cam-1") as link:
+        link.stop = Clockwork()
+        assert link.stop.ends(link, METADATA_URL + "2.root.json") < STOP_S
+    away = StoppedUnconnected(MemoryBroker(), "cam-1")
+    away.stop = Clockwork()
+    assert away.stop.ends(away, METADATA_URL + "2.root.json") < STOP_S
+
+
+def test_a_stopped_session_reports_the_link(world: World) -> None:
+    device, stop = world.device(), threading.Event()
+    stop.set()
+    with MemoryTransport(MemoryBroker(), "cam-1") as link, pytest.raises(LinkError, match="stopped while reading"):
+        device.look(MqttFetcher(link, TOPICS, "cam-1", stop=stop))
 
 
 # Long files -----------------------------------------------------------------------------------------------------------

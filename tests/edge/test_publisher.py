@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worlds.telemetry import NOW, Clock, make_record
 
-from kasmina_edge.contracts.record import TelemetryRecord
+from kasmina_edge.contracts.record import MAX_COUNT, TelemetryRecord
 from kasmina_edge.contracts.topics import Topics
 from kasmina_edge.errors import InputError, LinkError
 from kasmina_edge.telemetry.outbox import Outbox
@@ -235,3 +235,14 @@ def test_settings_without_sense_are_refused(world: World) -> None:
     with pytest.raises(InputError, match="publisher"):
         world.make(world.link, batch_records=0)
     assert world.clock.now == NOW
+
+
+def test_what_was_dropped_is_bounded_like_every_count() -> None:
+    """A record that `decode_batch` returns can always be stored and read again."""
+    payload = make_record(dropped_records=1).to_bytes()
+    (top,) = decode_batch(encode_batch([payload], dropped=MAX_COUNT - 1))
+    assert top.dropped_records == MAX_COUNT
+    assert TelemetryRecord.from_bytes(top.to_bytes()) == top
+    for dropped in (MAX_COUNT, MAX_COUNT + 1, 10**400):
+        with pytest.raises(InputError, match="dropped"):
+            decode_batch(encode_batch([payload], dropped=dropped))

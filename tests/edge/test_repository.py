@@ -363,3 +363,20 @@ def test_a_graft_names_nothing_that_a_delta_could_be_taken_for(world: World) -> 
     published = world.publish(bundle)
     assert published.bytes_by_file[odd] == len(files[odd])
     assert "model.tflite" not in published.deltas
+
+
+def test_a_withdrawal_that_devices_would_refuse_is_refused_here(world: World) -> None:
+    host, newer = make_bundle(), make_bundle(version="2.0.0", seed=1)
+    world.publish(grown(host))
+    assert world.repository.current_plan("letters") is None
+    plan = plan_for(newer.manifest, 7)
+    world.repository.set_plan(plan, world.offline)
+    assert world.repository.current_plan("digits") == plan
+    before = world.repository.latest_release("digits")
+    with pytest.raises(PlanError, match="change plan 7 for digits does not list this host") as caught:
+        world.repository.withdraw("digits", to=["@all"])
+    assert caught.value.exit_code == 3 and "fleet plan" in caught.value.next_step
+    assert world.repository.latest_release("digits") == before
+    both = (*plan.hosts, host.manifest.content_digest())
+    world.repository.set_plan(plan.model_copy(update={"serial": 8, "hosts": both}), world.offline)
+    assert world.repository.withdraw("digits", to=["@all"]).release == before + 1

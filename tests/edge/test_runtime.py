@@ -28,6 +28,7 @@ from kasmina_edge.settings import Settings, write_settings
 from kasmina_edge.slots import SlotStore
 from kasmina_edge.storage import hold_lock
 from kasmina_edge.telemetry.outbox import Outbox
+from kasmina_edge.updates.trust import TrustStore
 
 Deploy = Callable[..., SlotStore]
 PROFILE = make_profile()
@@ -516,7 +517,7 @@ def test_frames_are_captured_as_the_plan_allows(
     assert not runtime.capture(x[0]), "no plan"
     trust = data / "trust"
     trust.mkdir()
-    (trust / "plan.json").write_bytes(plan_for(host, public_hex(new_sealing_key(tmp_path / "key"))).to_bytes())
+    TrustStore(trust, clock=time.time).accept_plan(plan_for(host, public_hex(new_sealing_key(tmp_path / "key"))))
     assert [runtime.capture(f) for f in (x[0], {"image": x[1]}, x[2])] == [True, True, False]
     assert len(list((data / "capture").glob("*.sealed"))) == 2
     (trust / "plan.json").write_bytes(b"{")
@@ -524,3 +525,67 @@ def test_frames_are_captured_as_the_plan_allows(
     assert "nothing is captured" in caplog.text
     (trust / "plan.json").unlink()
     assert not runtime.capture(x[3])
+
+
+def test_only_the_verified_plan_for_the_bundle_in_service_allows_a_capture(
+    runtime: Runtime, host: Bundle, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    x, trust = digits()[0], data / "trust"
+    trust.mkdir()
+    store = TrustStore(trust, clock=time.time)
+    key, stranger = (public_hex(new_sealing_key(tmp_path / name)) for name in ("key", "stranger"))
+    (trust / "plan.json").write_bytes(plan_for(host, stranger, frames=100).to_bytes())
+    assert not runtime.capture(x[0]), "a plan that nobody verified"
+    plan = plan_for(host, key, frames=100)
+    store.accept_plan(plan)
+    assert runtime.capture(x[0])
+    (trust / "plan.json").write_bytes(plan.model_copy(update={"controller_key": stranger}).to_bytes())
+    assert not runtime.capture(x[1]), "edited by hand: the frames would be sealed to somebody else"
+    assert "not a verified plan for digits" in caplog.text
+    store.accept_plan(plan)
+    assert runtime.capture(x[1])
+    store.accept_plan(plan.model_copy(update={"bundle": "letters"}))
+    assert not runtime.capture(x[2]), "verified, and for another bundle"
+    store.accept_plan(plan)
+    (trust / "floor").write_bytes(b"{")
+    assert not runtime.capture(x[2]), "the floor is damaged: no plan is known"
+    assert len(list((data / "capture").glob("*.sealed"))) == 2
+
+
+def test_a_plan_seen_before_the_floor_knew_it_counts_once_it_does(
+    runtime: Runtime, host: Bundle, data: Path, tmp_path: Path
+) -> None:
+    """The agent writes the plan, then the floor; an app may look in between."""
+    x, trust = digits()[0], data / "trust"
+    trust.mkdir()
+    plan = plan_for(host, public_hex(new_sealing_key(tmp_path / "key")))
+    (trust / "plan.json").write_bytes(plan.to_bytes())
+    assert not runtime.capture(x[0])
+    floor = TrustStore(tmp_path / "other", clock=time.time)
+    (tmp_path / "other").mkdir()
+    floor.accept_plan(plan)
+    (trust / "floor").write_bytes((tmp_path / "other" / "floor").read_bytes())
+    assert runtime.capture(x[0])
+
+
+def test_a_capture_follows_the_plan_of_the_bundle_that_was_switched_to(
+    runtime: Runtime, host: Bundle, deploy: Deploy, data: Path, tmp_path: Path
+) -> None:
+    x, trust = digits()[0], data / "trust"
+    trust.mkdir()
+    TrustStore(trust, clock=time.time).accept_plan(plan_for(host, public_hex(new_sealing_key(tmp_path / "key"))))
+    assert runtime.capture(x[0])
+    deploy(make_bundle(name="letters", version="2.0.0", release=7))
+    assert runtime.refresh() == "letters 2.0.0"
+    assert not runtime.capture(x[1])
+
+
+@pytest.mark.parametrize("index", [True, np.True_, 1.0, np.float32(1), "1", None, -1, 10, 10**30])
+def test_a_check_frame_wants_the_index_of_a_class(runtime: Runtime, index: object) -> None:
+    with pytest.raises(InputError, match="has classes 0 to 9, got "):
+        runtime.check(digits()[0][0], index)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [int, np.int64, np.uint8])
+def test_every_kind_of_integer_names_a_class(runtime: Runtime, kind: Callable[[int], int]) -> None:
+    assert runtime.check(digits()[0][0], kind(9)).label is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,36 @@ def test_what_is_written_reads_back(tmp_path: Path) -> None:
     settings = read(tmp_path)
     assert {name: settings[name] for name in values} == values
     assert (tmp_path / "kasmina.toml").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("agent.check_interval_s", 0.0, "expected more than 0, got 0.0"),
+        ("agent.check_interval_s", float("nan"), "expected more than 0, got nan"),
+        ("agent.report_interval_s", -1, "expected more than 0, got -1.0"),
+        ("telemetry.window_s", 0, "expected more than 0, got 0.0"),
+        ("telemetry.window_frames", 0, "expected at least 1, got 0"),
+        ("telemetry.sample_every", -2, "expected at least 1, got -2"),
+        ("device.id", "Cam 1", "expected 1 to 32 of a-z, 0-9 and -, got 'Cam 1'"),
+        ("device.id", "cam-1\n", "expected 1 to 32"),
+        ("device.site", "", "expected 1 to 32"),
+        ("device.root", "a/#", "expected 1 to 32"),
+    ],
+)
+def test_a_value_out_of_range_names_its_source(tmp_path: Path, name: str, value: object, message: str) -> None:
+    variable = f"KASMINA_{name.replace('.', '_').upper()}"
+    section, key = name.split(".")
+    path = tmp_path / "kasmina.toml"
+    path.write_text(f"[{section}]\n{key} = {value if not isinstance(value, str) else json.dumps(value)}\n")
+    for call, source in (
+        (lambda: read(flags={name: value}), "flag"),
+        (lambda: read(tmp_path), str(path)),
+        (lambda: read(environ={variable: str(value)}), variable),
+    ):
+        if source == variable and value != value:
+            continue  # a variable cannot spell NaN: that is a wrong type
+        with pytest.raises(InputError) as caught:
+            call()
+        assert caught.value.message.startswith(f"{source}: {name}: expected ")
+        assert message in caught.value.message

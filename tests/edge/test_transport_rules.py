@@ -15,6 +15,7 @@ from paho.mqtt.client import topic_matches_sub
 from kasmina_edge.errors import InputError, LinkError
 from kasmina_edge.transport.broker import free_port
 from kasmina_edge.transport.filters import check_filter, check_topic, matches
+from kasmina_edge.transport.memory import MemoryBroker, MemoryTransport
 from kasmina_edge.transport.mqtt import Address, MqttTransport, parse_address
 
 LEVEL = st.sampled_from(["a", "b", "", "$SYS", "long-name", "é"])
@@ -132,3 +133,15 @@ def test_will_as_a_pair_is_retained() -> None:
     client = transport._client
     sent.update(topic=client._will_topic, payload=client._will_payload, retain=client._will_retain)
     assert sent == {"topic": b"t/state", "payload": b"gone", "retain": True}
+
+
+def test_what_lies_around_a_payload_is_counted_too() -> None:
+    """A packet that is too long costs the link: the broker says nothing and drops it."""
+    with MemoryTransport(MemoryBroker(), "a", max_payload_bytes=1000) as link:
+        link.publish("t" * 100, bytes(1000), correlation=bytes(800), response_topic="r" * 100, content_type="c" * 24)
+        for part in ({"correlation": bytes(802)}, {"content_type": "é" * 401}, {"response_topic": "r" * 802}):
+            with pytest.raises(InputError, match="message of 2025 bytes, 1000 of them payload, at most 2024 are sent"):
+                link.publish("t" * 223, bytes(1000), **part)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="payload of 1001 bytes, at most 1000"):
+            link.publish("t", bytes(1001))
+        assert link.connected

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -354,6 +356,33 @@ def test_a_changed_plan_file_is_no_plan_until_it_is_fetched_again(world: World) 
     path.write_bytes(b"{")
     assert device.store.plan() is None
     assert device.look().refresh_plan("digits") == plan == device.store.plan()
+
+
+def test_a_plan_is_asked_for_by_the_name_of_its_bundle(world: World) -> None:
+    store = world.device().store
+    plan = plan_for(make_bundle().manifest)
+    store.accept_plan(plan)
+    assert store.plan("digits") == plan == store.plan()
+    assert store.plan("letters") is None
+    store.drop_plan("letters")
+    assert store.plan("digits") == plan
+    (store.folder / "plan.json").write_bytes(plan_for(make_bundle().manifest, maximum_parameters=10**9).to_bytes())
+    assert store.plan("digits") is None
+
+
+def test_nobody_else_can_read_what_the_trust_folder_keeps(world: World) -> None:
+    device = world.device()
+    made = os.umask(0o022)
+    try:
+        device.take()
+    finally:
+        os.umask(made)
+    history = device.store.folder / "tuf" / "root_history"
+    manifests = list((device.store.folder / "manifests").iterdir())
+    assert [stat.S_IMODE(p.stat().st_mode) for p in (history, *manifests)] == [0o700, 0o600]
+    history.chmod(0o755)  # as an earlier version left it
+    device.look()
+    assert stat.S_IMODE(history.stat().st_mode) == 0o700
 
 
 def test_an_older_plan_is_refused_and_a_withdrawn_one_is_dropped(world: World) -> None:

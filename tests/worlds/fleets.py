@@ -20,6 +20,7 @@ from kasmina_edge.fleet.controller import Controller
 from kasmina_edge.fleet.folder import FleetFolder, Limits
 from kasmina_edge.fleet.store import DeviceView
 from kasmina_edge.settings import Settings
+from kasmina_edge.storage import Disk, use_disk
 from kasmina_edge.transport.memory import MemoryBroker, MemoryTransport
 from kasmina_edge.transport.transport import Transport, Will
 
@@ -30,8 +31,9 @@ T = TypeVar("T")
 class MemoryFleet:
     """Controller and any number of agents on threads; leaving the block stops them all."""
 
-    def __init__(self, folder: Path, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, folder: Path, *, clock: Callable[[], float] = time.time, disk: Disk | None = None) -> None:
         self.folder = folder
+        self.disk = disk or Disk()
         self.clock = clock
         self.broker = MemoryBroker()
         self.offline = folder / "offline"
@@ -81,7 +83,13 @@ class MemoryFleet:
     def start(self, device: str) -> None:
         """Run the device's agent on a thread."""
         stop = threading.Event()
-        thread = threading.Thread(target=self.agent(device).run, args=(stop,))
+        agent = self.agent(device)
+
+        def run() -> None:
+            with use_disk(self.disk):
+                agent.run(stop)
+
+        thread = threading.Thread(target=run)
         thread.start()
         self._agents[device] = (stop, thread)
 
@@ -91,6 +99,10 @@ class MemoryFleet:
         stop.set()
         thread.join(10)
         assert not thread.is_alive()
+
+    def is_alive(self, device: str) -> bool:
+        """Whether the device's agent still runs."""
+        return self._agents[device][1].is_alive()
 
     def view(self, device: str) -> DeviceView | None:
         """What the controller's store knows."""

@@ -29,7 +29,7 @@ from kasmina_edge.contracts.manifest import (
 )
 from kasmina_edge.contracts.profile import HardwareProfile, load_profile
 from kasmina_edge.engines import EngineCheck, engine_types
-from kasmina_edge.errors import BundleError, InputError, KasminaError, LinkError
+from kasmina_edge.errors import BundleError, InputError, KasminaError, LinkError, PlanError
 from kasmina_edge.installer import Installer, Trial
 from kasmina_edge.safety.audit import AuditLog
 from kasmina_edge.settings import Settings
@@ -319,6 +319,7 @@ def rollback(
             emit({"released": digest}, as_json=as_json, table=f"Quarantine of {short_digest(digest)} lifted.")
             return
         left = _serving(store)
+        _refuse_quarantined_return(store)
         record = store.roll_back("asked for by the operator")
         manifest = store.manifest(record.active) if record.active else None
         audit.append("rolled_back", bundle=manifest.id if manifest else "none", reason="asked for by the operator")
@@ -336,6 +337,24 @@ def rollback(
         )
     value = {"active": name, "slot": record.active, "quarantined": quarantined}
     emit(value, as_json=as_json, table=Group(*map(plain, said.splitlines())))
+
+
+def _refuse_quarantined_return(store: SlotStore) -> None:
+    """Returning must not bring back what this device took back before.
+
+    Raises:
+        PlanError: The other slot holds a quarantined content.
+    """
+    record = store.record()
+    if record.trial is not None or record.previous is None:
+        return
+    manifest = store.manifest(record.previous)
+    reason = store.quarantined(manifest.content_digest()) if manifest is not None else None
+    if manifest is not None and reason is not None:
+        raise PlanError(
+            f"the other slot holds {manifest.id}, quarantined on this device: {reason}",
+            f"Lift it first: `kasmina-edge rollback --release-quarantine {short_digest(manifest.content_digest())}`.",
+        )
 
 
 def _serving(store: SlotStore) -> BundleManifest | None:

@@ -367,6 +367,7 @@ def test_in_a_fleet_the_operators_rollback_holds(tmp_path: Path, capsys: Read) -
     assert SlotStore(data).quarantined(digest) == "rolled back by the operator"
     assert [e.fields["content_digest"] for e in tail(data / "audit.log", 1) if e.event == "quarantined"] == [digest]
     refused(capsys, ["deploy", str(path), "--data", str(data)], 3, "rolled back by the operator")
+    refused(capsys, ["rollback", "--data", str(data)], 3, "digits 1.1.0, quarantined on this device")
     still_runs(data)
     assert main(["rollback", "--data", str(data), "--release-quarantine", digest[:12]]) == 0
     assert main(["deploy", str(path), "--data", str(data)]) == 0

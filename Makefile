@@ -46,7 +46,6 @@ broker:
 	@command -v mosquitto >/dev/null || { $(call APT,mosquitto); }
 
 demo: $(INSTALLED) ## the whole loop, live, then a table; under 3 minutes
-	@$(MAKE) broker || echo "Going on without mosquitto: the demo brings its own broker." >&2
 	@$(BIN)/kasmina-trainer demo $(ARGS)
 
 test: $(INSTALLED) broker ## every quick test, with coverage (floor 85 %); `make test ARGS="-k NAME"` adds to pytest's line

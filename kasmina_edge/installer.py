@@ -106,6 +106,22 @@ class Installer:
         self._store.begin_trial(slot, tries=TRIES)
         return self.judge_slot(slot, plan)
 
+    def retest(self, slot: Slot, plan: ChangePlan | None, *, require_accelerator: bool = False) -> Trial:
+        """Self-test and probes of a slot that is active already; nothing on disk changes.
+
+        Raises:
+            RolledBackError: It fails them now (it is not taken back: nothing is on trial).
+            BundleError: The slot is damaged.
+            EngineError: This machine cannot run it.
+        """
+        started = time.monotonic()
+        bundle = self._store.bundle(slot)
+        _, model, check = engines.choose_engine(
+            bundle.manifest, self._profile, require_accelerator=require_accelerator, present=set(bundle.files)
+        )
+        self_test, probes = self._judge(slot, plan)
+        return Trial(slot, bundle.manifest, model, check, self_test, probes, time.monotonic() - started)
+
     def judge_slot(self, slot: Slot, plan: ChangePlan | None) -> Trial:
         """Judge what lies in the trial slot: also after an interruption that left a try.
 

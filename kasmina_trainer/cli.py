@@ -255,7 +255,10 @@ def read_captured(path: Path) -> Samples:
 
 def _target(captured: Path | None, simulated: str | None, camera: digits.Digits, seed: int) -> Samples:
     if (captured is None) == (simulated is None):
-        raise InputError("evolve learns from labelled captures", "Pass --captured FILE, or --simulated blur to try it.")
+        raise InputError(
+            "no labelled captures were named: grafts are grown, calibrated and exported with them",
+            "Pass --captured FILE, or --simulated blur to try it (the same for evolve and export).",
+        )
     if captured is not None:
         return read_captured(captured)
     from kasmina_trainer.datasets.corruptions import corrupt
@@ -276,7 +279,10 @@ def _parent(parent: Path | None, out: Path, name: str) -> Bundle:
         return read_file(parent)
     hosts = [b for b in map(read_file, sorted(out.glob(f"{name}-*.kasmina"))) if not b.manifest.grafts]
     if not hosts:
-        raise InputError(f"{out}: no bundle of the host below these grafts", "Export the host first, or pass --parent.")
+        raise InputError(
+            f"{out}: no bundle of the host below these grafts",
+            f"Export the host first (kasmina-trainer export --checkpoint {out / HOST_FILE}), or pass --parent.",
+        )
     return max(hosts, key=lambda bundle: bundle.manifest.version_key())
 
 

@@ -32,8 +32,8 @@ from kasmina_edge.engines import EngineCheck, engine_types
 from kasmina_edge.errors import BundleError, InputError, KasminaError, LinkError, PlanError
 from kasmina_edge.installer import Installer, Trial
 from kasmina_edge.safety.audit import AuditLog
-from kasmina_edge.settings import Settings
-from kasmina_edge.slots import SlotStore
+from kasmina_edge.settings import FILE_NAME, Settings, write_settings
+from kasmina_edge.slots import Slot, SlotStore
 from kasmina_edge.storage import make_private_folder
 from kasmina_edge.updates.trust import TrustStore, VerifiedBy, verify_bundle
 
@@ -99,9 +99,27 @@ def _deploy_here(path: Path, profile: str | None, data: Path, *, require_acceler
         plan = trust.plan(opened.manifest.name)
         role = "desk" if verified.kind == "desk" else verified.role
         installer.allowed(opened.manifest, plan, signed_by=role)
-        trial = installer.put_on_trial(opened, plan, require_accelerator=require_accelerator)
-        installer.commit(opened.manifest)
-    _show_deployed(opened, trial, verified, target, store, data, as_json=as_json)
+        there = _whole_active_slot(store, opened.manifest)
+        if there is not None:
+            trial = installer.retest(there, plan, require_accelerator=require_accelerator)
+        else:
+            trial = installer.put_on_trial(opened, plan, require_accelerator=require_accelerator)
+            installer.commit(opened.manifest)
+        if profile is not None and not (data / FILE_NAME).exists():
+            write_settings(data / FILE_NAME, {"device.profile": target.name})
+    _show_deployed(opened, trial, verified, target, store, data, already=there is not None, as_json=as_json)
+
+
+def _whole_active_slot(store: SlotStore, manifest: BundleManifest) -> Slot | None:
+    """The active slot when it holds this very content, whole: installing it again would only lose the way back."""
+    record = store.record()
+    if record.active is None:
+        return None
+    try:
+        active = store.bundle(record.active).manifest
+    except BundleError:
+        return None
+    return record.active if active.content_digest() == manifest.content_digest() else None
 
 
 def _show_deployed(
@@ -112,6 +130,7 @@ def _show_deployed(
     store: SlotStore,
     data: Path,
     *,
+    already: bool,
     as_json: bool,
 ) -> None:
     manifest, test = trial.manifest, trial.self_test
@@ -134,13 +153,17 @@ def _show_deployed(
     back = "previous: none"
     if previous is not None and record.previous is not None:
         back = f"previous: {previous.id} in slot {record.previous.upper()}, `kasmina-edge rollback` returns to it"
-    rows.append(("committed", f"slot {trial.slot.upper()}   {back}"))
+    if already:
+        rows.append(("active", f"slot {trial.slot.upper()} already, nothing was installed   {back}"))
+    else:
+        rows.append(("committed", f"slot {trial.slot.upper()}   {back}"))
     value = {
         "name": manifest.name,
         "version": manifest.version,
         "release": manifest.release,
         "digest": manifest.digest(),
         "slot": trial.slot,
+        "already_active": already,
         "engine": trial.check.runs_on,
         "accelerator": trial.check.accelerator,
         "trust": verified.kind,

@@ -16,11 +16,11 @@ from typing import Any
 
 from kasmina_edge.bundle import Bundle
 from kasmina_edge.contracts.canonical import Contract
-from kasmina_edge.contracts.change_plan import CaptureBudget, ChangePlan, HealthLimits
+from kasmina_edge.contracts.change_plan import CaptureBudget, ChangePlan, HealthLimits, check_against_plan
 from kasmina_edge.contracts.manifest import BundleManifest
 from kasmina_edge.contracts.profile import load_profile
 from kasmina_edge.contracts.topics import Topics
-from kasmina_edge.errors import InputError, KasminaError
+from kasmina_edge.errors import InputError, KasminaError, PlanError
 from kasmina_edge.fleet.repository import Published, Repository
 from kasmina_edge.fleet.store import FleetStore
 from kasmina_edge.safety.audit import AuditLog
@@ -257,6 +257,13 @@ class FleetFolder:
         Raises:
             InputError: Its acceptance failed, a key is missing, or a recipient is unknown.
         """
+        if bundle.manifest.grafts:
+            try:
+                self._refuse_what_devices_would(bundle.manifest, plan)
+            except PlanError as exc:
+                if not accept_anyway:
+                    raise
+                self.audit.append("plan_ignored", bundle=bundle.manifest.id, reason=exc.message)
         published = self.repository.publish(
             bundle,
             to=self.recipients(to),
@@ -268,6 +275,22 @@ class FleetFolder:
         self.audit.append("published", bundle=bundle.manifest.id, release=published.release, to=list(to))
         self._expect(published.manifest)
         return published
+
+    def _refuse_what_devices_would(self, manifest: BundleManifest, plan: ChangePlan | None) -> None:
+        """Ask here what every device will ask: is there a plan, does it allow this, was the host ever published?
+
+        Raises:
+            PlanError: The first rule that is broken; ``--accept-anyway`` publishes all the same, and is audited.
+        """
+        releases = self.repository.releases(manifest.name)
+        host = next((r.manifest for r in releases if r.manifest.content_digest() == manifest.host), None)
+        try:
+            check_against_plan(manifest, plan or self.repository.current_plan(manifest.name), host, signed_by="grafts")
+        except PlanError as exc:
+            raise PlanError(
+                f"devices would refuse it: {exc.message}",
+                "Publish its host and sign a plan that allows it (`kasmina-edge fleet publish`, `fleet plan`) first.",
+            ) from exc
 
     def _expect(self, manifest: BundleManifest) -> None:
         """Tell the monitor which accuracy on check frames this bundle was published with."""

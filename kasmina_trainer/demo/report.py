@@ -117,11 +117,11 @@ def _drift_chart(found: Findings) -> str:
         for t in range(0, int(end - start) + 1, max(1, int((end - start) / 8)))
     )
     return (
-        f"<svg viewBox='0 0 {_WIDTH} {_HEIGHT}' role='img' aria-label='Drift over time'>"
+        f"<div class='wide'><svg viewBox='0 0 {_WIDTH} {_HEIGHT}' role='img' aria-label='Drift over time'>"
         f"<line x1='{_LEFT}' x2='{_WIDTH - 10}' y1='{alarm:.1f}' y2='{alarm:.1f}' class='alarm'/>"
         f"<text x='{_LEFT - 6}' y='{alarm + 4:.1f}' class='tick' text-anchor='end'>alarm</text>"
         f"<text x='{_LEFT - 6}' y='{y(0) + 4:.1f}' class='tick' text-anchor='end'>0</text>"
-        f"{marks}{checks}<polyline points='{line}' class='drift'/>{seconds}</svg>"
+        f"{marks}{checks}<polyline points='{line}' class='drift'/>{seconds}</svg></div>"
         "<p class='legend'><span class='k drift'></span>drift <span class='k dot'></span>share of check frames right "
         "(top = 100 %) <span class='k alarm'></span>alarm line</p>"
     )
@@ -170,7 +170,8 @@ def _network(found: Findings) -> str:
                 f"<text x='{left + 28:.0f}' y='70' class='tick'>{graft['parameters']} parameters</text>"
             )
     label = f"The host with grafts at {', '.join(grown) or 'no site'}"
-    return f"<svg viewBox='0 0 {_WIDTH} 180' role='img' aria-label='{html.escape(label)}'>{out}</svg>"
+    drawn = f"<svg viewBox='0 0 {_WIDTH} 180' role='img' aria-label='{html.escape(label)}'>{out}</svg>"
+    return f"<div class='wide'>{drawn}</div>"
 
 
 def _steps(found: Findings) -> str:
@@ -204,5 +205,8 @@ text.tick{fill:var(--soft);font-size:12px}.layer{fill:var(--bg);stroke:var(--lin
 .fill.sum{background:var(--a)}.fill.whole{background:var(--soft)}.steps{padding-left:0;list-style:none;margin:0}
 .steps li{border-top:1px solid var(--line);padding:10px 0 10px 76px;position:relative}.steps li:first-child{border:0}
 .t{position:absolute;left:0;color:var(--soft);font-variant-numeric:tabular-nums}
-@media(max-width:600px){.bar{grid-template-columns:96px 1fr 64px}h1{font-size:1.4rem}}
+@media(max-width:600px){.bar{grid-template-columns:96px 1fr 64px}h1{font-size:1.4rem}tbody th{white-space:normal}
+th,td{padding:6px}tr{display:grid;grid-template-columns:1fr 66px 66px;border-bottom:1px solid var(--line)}
+th,td{border:0}td:last-child,thead th:last-child{grid-column:1/-1;padding-top:0}td:empty{display:none}
+.wide{overflow-x:auto}.wide svg{min-width:640px}}
 """

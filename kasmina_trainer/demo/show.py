@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ def show(out: Path, *, seed: int = 0, as_json: bool = False) -> None:
         console().print()
     emit(json.loads((out / "findings.json").read_bytes()), as_json=as_json, table=report.table(found))
     err.print(
-        f"\n{found.facts['seconds']:.0f} s. The page: {page}   Deploy it here: kasmina-edge deploy --profile coral"
+        f"\n{found.facts['seconds']:.0f} s. The page: {page}   Deploy it here: "
+        f"{Path(sys.executable).parent / 'kasmina-edge'} deploy --profile coral"
     )
 
 

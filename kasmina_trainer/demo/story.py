@@ -136,10 +136,10 @@ class Story:
                 accuracy, drift = self._stream(processes, frames=120)
                 self.found.facts["check_accuracy_recovered"] = accuracy
                 step.note = f"check frames {100 * accuracy:.0f} %, drift {drift:.2f}"
-            with self._step("Beside it: a scale/BN retune from the same inputs") as step:
+            with self._step("Beside it, grown meanwhile: a scale/BN retune from the same inputs") as step:
                 self._await_rival("retune", processes)
                 step.note = self._acceptance("retune")
-            with self._step("Grow a harmful graft from the captured inputs alone") as step:
+            with self._step("Grown meanwhile: a harmful graft, from the captured inputs alone") as step:
                 self._await_rival("harmful", processes)
                 step.note = self._acceptance("harmful")
             with self._step("It is correctly signed and inside the plan; the device takes it back") as step:
@@ -375,7 +375,7 @@ class Story:
         self._row(
             f"+ graft {graft.grafts[0].blueprint}@{sites} {graft.version}",
             shares["graft"],
-            f"{kilobytes(parts['model delta'])} over MQTT, {kilobytes(parts['total'])} with what is signed around it "
+            f"{kilobytes(parts['total'])} over MQTT, of it {kilobytes(parts['model delta'])} model delta "
             f"(whole model {kilobytes(model.file.size_bytes)}); {facts['drift_to_committed_s']:.0f} s from drift to "
             "committed",
         )

@@ -23,7 +23,8 @@ DOCUMENTS = sorted(p for p in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(R
 
 def test_the_example_runs_as_it_stands(tmp_path: Path) -> None:
     desk = Repository.desk(tmp_path / "desk", clock=time.time)
-    (tmp_path / "digits-1.0.0.kasmina").write_bytes(pack(desk.sign_bundle(make_bundle())))
+    (tmp_path / "build" / "demo").mkdir(parents=True)
+    (tmp_path / "build/demo/digits-1.0.0.kasmina").write_bytes(pack(desk.sign_bundle(make_bundle())))
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{EXAMPLE}"],
         cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,

@@ -15,7 +15,7 @@ from worlds.fleets import MemoryFleet, grafted, plan_limits, wait_for
 from kasmina_edge.agent import decide_offer, judge_trial
 from kasmina_edge.contracts.change_plan import HealthLimits
 from kasmina_edge.contracts.record import Summary, TelemetryRecord
-from kasmina_edge.errors import InputError, LockedError
+from kasmina_edge.errors import InputError, LockedError, PlanError
 from kasmina_edge.runtime import Runtime
 from kasmina_edge.safety.audit import verify
 from kasmina_edge.slots import SlotStore
@@ -124,7 +124,9 @@ def test_what_the_plan_does_not_allow_is_refused_before_the_model_travels(
         fleet.start("cam-1")
         fleet.publish_host(host, limits=plan_limits(**change))
         before = fleet.wait_reported("cam-1", "committed", version="1.0.0").update_bytes
-        fleet.office.publish(grafted(host, "1.1.0"), to=["cam-1"])
+        with pytest.raises(PlanError, match="devices would refuse it"):
+            fleet.office.publish(grafted(host, "1.1.0"), to=["cam-1"])
+        fleet.office.publish(grafted(host, "1.1.0"), to=["cam-1"], accept_anyway=True)
         report = fleet.wait_reported("cam-1", "refused", text=reason)
         assert report.version == "1.0.0"
         assert report.update_bytes == before

@@ -120,6 +120,37 @@ def test_without_a_bundle_the_newest_acceptable_one_is_taken(
     assert json.loads(capsys.readouterr().out)["version"] == "1.1.0"
 
 
+def test_the_same_bundle_again_changes_nothing_and_keeps_the_way_back(
+    deployed: Path, tmp_path: Path, desk: Repository, capsys: Read
+) -> None:
+    path = write(desk, make_bundle(version="1.1.0", release=2, provenance={"note": "second"}), tmp_path)
+    call = ["deploy", str(path), "--data", str(deployed), "--profile", "coral"]
+    assert main(call) == 0
+    before = SlotStore(deployed).record()
+    capsys.readouterr()
+    assert main([*call, "--json"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert value["already_active"] and value["previous"] == "digits 1.0.0"
+    assert (SlotStore(deployed).record().active, SlotStore(deployed).record().previous) == (
+        before.active,
+        before.previous,
+    )
+    refused(capsys, [*call, "--require-accelerator"], 4, "libedgetpu.so.1")
+    slot = SlotStore(deployed).folder(before.active or "a")
+    (slot / "model.tflite").write_bytes(b"rotten")
+    assert main([*call, "--json"]) == 0
+    assert not json.loads(capsys.readouterr().out)["already_active"], "a damaged slot is installed again"
+    still_runs(deployed, "1.1.0")
+
+
+def test_the_profile_of_the_first_deploy_is_remembered(tmp_path: Path, desk: Repository, capsys: Read) -> None:
+    path, data = write(desk, make_bundle(), tmp_path), tmp_path / "data"
+    assert main(["deploy", str(path), "--data", str(data), "--profile", "coral"]) == 0
+    capsys.readouterr()
+    assert main(["status", "--data", str(data), "--settings", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["device.profile"]["value"] == "coral-usb"
+
+
 def test_require_accelerator_is_exit_4_and_costs_nothing(deployed: Path, tmp_path: Path, capsys: Read) -> None:
     call = ["deploy", str(tmp_path / "digits-1.0.0.kasmina"), "--data", str(deployed), "--profile", "coral"]
     said = refused(capsys, [*call, "--require-accelerator"], 4, "Not deployed: profile coral", "libedgetpu.so.1")

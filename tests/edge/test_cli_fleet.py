@@ -82,6 +82,14 @@ def test_publishing_needs_recipients_keys_and_good_numbers(desk: Desk) -> None:
     nowhere = ["--offline-keys", str(desk.folder / "nowhere")]
     assert "offline keys" in desk.call("fleet", "publish", host, *desk.fleet, *nowhere, code=2)
     assert "release 1 to @all" in desk.call("fleet", "publish", host, *desk.fleet, *desk.offline)
+    good = desk.folder / "good.kasmina"
+    good.write_bytes(
+        pack(Repository.desk(desk.folder / "desk", clock=time.time).sign_bundle(grafted(desk.host, "1.1.0")))
+    )
+    refusal = desk.call("fleet", "publish", str(good), *desk.fleet, code=3)
+    assert "devices would refuse it" in refusal and "no change plan" in refusal
+    plan = ["--blueprint", "depthwise", "--site", "s1"]
+    desk.call("fleet", "plan", host, *plan, *desk.fleet, *desk.offline)
     bad = desk.folder / "bad.kasmina"
     signed = Repository.desk(desk.folder / "desk", clock=time.time).sign_bundle(
         grafted(desk.host, "1.1.0", accepted=False)
@@ -91,7 +99,8 @@ def test_publishing_needs_recipients_keys_and_good_numbers(desk: Desk) -> None:
     assert "accept_anyway" not in (desk.folder / "fleet" / "audit.log").read_text()
     said = desk.call("fleet", "publish", str(bad), "--accept-anyway", *desk.fleet)
     assert "model.tflite" in said and "deltas" in said
-    assert "accept_anyway" in (desk.folder / "fleet" / "audit.log").read_text()
+    log = (desk.folder / "fleet" / "audit.log").read_text()
+    assert "accept_anyway" in log and "plan_ignored" not in log
     assert "release 3" in desk.call("fleet", "withdraw", "digits", *desk.fleet)
 
 
@@ -146,7 +155,8 @@ def test_a_new_plan_keeps_the_hosts_of_what_is_assigned(desk: Desk) -> None:
     office, offline = desk.office(), desk.folder / "offline"
     second, third = (make_bundle(version=f"{i}.0.0", seed=i) for i in (2, 3))
     office.publish(desk.host, to=["cam-1"], offline_keys=offline)
-    office.publish(grafted(desk.host, "1.1.0"), to=["cam-1"])
+    office.publish(grafted(desk.host, "1.1.0"), to=["cam-1"], accept_anyway=True)
+    assert "plan_ignored" in (desk.folder / "fleet" / "audit.log").read_text()
     office.publish(second, to=["cam-2"], offline_keys=offline)
     plan = office.draft_plan(third.manifest, plan_limits())
     assert plan.hosts == tuple(b.manifest.content_digest() for b in (third, second, desk.host))
@@ -160,7 +170,7 @@ def test_withdrawing_what_the_plan_does_not_list_is_exit_3(desk: Desk) -> None:
     desk.call("fleet", "enroll", "cam-1", "--data", str(desk.folder / "cam-1"), *desk.fleet)
     office, offline = desk.office(), desk.folder / "offline"
     office.publish(desk.host, to=["@all"], offline_keys=offline)
-    office.publish(grafted(desk.host, "1.1.0"), to=["@all"])
+    office.publish(grafted(desk.host, "1.1.0"), to=["@all"], accept_anyway=True)
     plan = office.draft_plan(make_bundle(version="2.0.0", seed=2).manifest, plan_limits())
     office.repository.set_plan(plan.model_copy(update={"hosts": plan.hosts[:1]}), offline)
     assert "does not list this host" in desk.call("fleet", "withdraw", "digits", *desk.fleet, code=3)

@@ -18,6 +18,7 @@ from kasmina_edge.contracts.canonical import short_digest
 from kasmina_edge.contracts.change_plan import ChangePlan
 from kasmina_edge.errors import InputError
 from kasmina_edge.fleet.folder import FleetFolder, Limits, default_folder
+from kasmina_edge.fleet.monitor import DeviceView
 from kasmina_edge.fleet.repository import Published
 from kasmina_edge.storage import write_durable
 
@@ -207,7 +208,7 @@ def fleet_status(fleet: FleetOption = None, as_json: JsonOption = False) -> None
         view = views.get(device.id)
         reported = view.reported if view else None
         if view is None or reported is None:
-            rows.append((device.id, "never seen", "-", "-", "-", "-"))
+            rows.append((device.id, "never seen", "-", "-", "-", "-", "-"))
             value[device.id] = None
             continue
         running = f"{reported.name} {reported.version}" if reported.name else "nothing"
@@ -215,6 +216,7 @@ def fleet_status(fleet: FleetOption = None, as_json: JsonOption = False) -> None
             (
                 device.id,
                 "online" if view.online else "offline",
+                "-" if view.last_heard_s is None else f"{max(0.0, time.time() - view.last_heard_s):.0f} s ago",
                 running,
                 str(reported.release or "-"),
                 short_digest(reported.digest or "-"),
@@ -225,7 +227,7 @@ def fleet_status(fleet: FleetOption = None, as_json: JsonOption = False) -> None
     emit(
         {"devices": value},
         as_json=as_json,
-        table=grid("", ("device", "state", "runs", "release", "digest", "last update"), rows),
+        table=grid("", ("device", "state", "heard", "runs", "release", "digest", "last update"), rows),
     )
 
 
@@ -331,7 +333,7 @@ def monitor(
         views = store.devices()
         alerts = fleet_alerts(views, now=time.time())
         emit(
-            {"devices": [v.device for v in views], "alerts": [a.text for a in alerts]},
+            {"devices": [_seen(v) for v in views], "alerts": [a.text for a in alerts]},
             as_json=as_json,
             table=fleet_table(views, now=time.time()),
         )
@@ -340,6 +342,20 @@ def monitor(
         while True:
             live.update(fleet_table(store.devices(), now=time.time()))
             time.sleep(1.0)
+
+
+def _seen(view: DeviceView) -> dict[str, Any]:
+    """One device as the monitor sees it, for machines; None: not measured."""
+    checked, right = view.checks
+    return {
+        "device": view.device,
+        "online": view.online,
+        "release": view.reported.release if view.reported else None,
+        "drift": view.drift,
+        "check_frames": checked,
+        "check_accuracy": right / checked if checked else None,
+        "last_heard_s": view.last_heard_s,
+    }
 
 
 def _blueprints(names: list[str]) -> dict[str, tuple[int, ...]]:

@@ -239,7 +239,7 @@ class Agent:
             active = self._active()
             decision = self._consider(offer, active, session)
             if decision.action == "nothing":
-                if self._report.status in ("unreachable", "failed", "idle"):
+                if self._report.status in ("unreachable", "failed", "refused", "idle"):
                     self._set_status("idle", decision.reason)
                 return
             assert offer is not None

@@ -88,7 +88,7 @@ def test_a_refused_growth_exits_with_1_and_says_why(out: Path):
 @pytest.mark.parametrize(
     ("arguments", "sentence", "step"),
     [
-        (["evolve"], "learns from labelled captures", "--captured FILE"),
+        (["evolve"], "no labelled captures were named", "--captured FILE"),
         (["evolve", "--captured", "missing.npz"], "missing.npz: no such file", "kasmina-edge"),
         (["evolve", "--simulated", "fog"], "corruption 'fog'", ""),
         (["evolve", "--simulated", "blur", "--blueprint", "deptwise"], "no blueprint is called", "depthwise"),

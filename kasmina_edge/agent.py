@@ -1,7 +1,7 @@
 """The device loop: stay connected, send what the outbox holds, try updates, confirm them or take them back.
 
-`decide_offer` and `judge_trial` decide without I/O; `Agent` holds the table of what to do next and does it. The agent
-alone writes slots and talks MQTT; apps on the same device only read slots and append to the outbox.
+`decide_offer` and `health.judge_trial` decide without I/O; `Agent` holds the table of what to do next and does it.
+The agent alone writes slots and talks MQTT; apps on the same device only read slots and append to the outbox.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from kasmina_edge import health
 from kasmina_edge.bundle import Bundle
 from kasmina_edge.contracts.change_plan import HealthLimits
 from kasmina_edge.contracts.manifest import BundleManifest
 from kasmina_edge.contracts.profile import load_profile
-from kasmina_edge.contracts.record import DeviceState, Reported, Status, Summary, TelemetryRecord
+from kasmina_edge.contracts.record import DeviceState, Reported, Status, TelemetryRecord
 from kasmina_edge.contracts.topics import Topics
 from kasmina_edge.engines import choose_engine
 from kasmina_edge.errors import BundleError, KasminaError, LinkError, PlanError, RolledBackError, TrustError
+from kasmina_edge.health import judge_trial
 from kasmina_edge.installer import Installer, Trial
 from kasmina_edge.safety.audit import AuditLog
 from kasmina_edge.safety.encryption import load_signing_key
@@ -75,34 +75,6 @@ def decide_offer(
     if refused is not None:
         return Decision("refuse", refused)
     return Decision("install")
-
-
-def judge_trial(
-    active: Summary | None,
-    trial: Summary | None,
-    limits: HealthLimits | None,
-    waited_s: float,
-    *,
-    active_was_live: bool = False,
-) -> Literal["wait", "commit"] | str:
-    """The live half of the health gate: "wait", "commit", or the reason to take the trial back.
-
-    Args:
-        active: Live scores of the active bundle before the trial.
-        trial: Live scores of the trial bundle so far.
-        limits: The plan's; None: there is nothing to compare with.
-        waited_s: Since apps may follow the trial.
-        active_was_live: An app was sending frames just before; when it then goes silent, the trial made it so.
-    """
-    if limits is None or limits.live_frames == 0:
-        return "commit"
-    count = trial.count if trial is not None else 0
-    if count < limits.live_frames and waited_s < limits.live_timeout_s:
-        return "wait"
-    if count == 0 and active_was_live:
-        return f"no live frame in {waited_s:.0f} s on trial, and an app was sending them before"
-    verdict = health.judge_live(active, trial, limits)
-    return "commit" if verdict.ok else verdict.reason
 
 
 @dataclass

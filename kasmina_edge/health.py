@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -201,6 +202,34 @@ def judge_live(active_scores: Summary | None, trial_scores: Summary | None, limi
         margin = f" and chance explains {slack:.3f} ({few} frames)" if slack else ""
         return Verdict(False, f"{said}, plan allows a drop of {limits.maximum_score_drop:.3f}{margin}", numbers)
     return Verdict(True, said, numbers)
+
+
+def judge_trial(
+    active: Summary | None,
+    trial: Summary | None,
+    limits: HealthLimits | None,
+    waited_s: float,
+    *,
+    active_was_live: bool = False,
+) -> Literal["wait", "commit"] | str:
+    """The live half of the health gate: "wait", "commit", or the reason to take the trial back.
+
+    Args:
+        active: Live scores of the active bundle before the trial.
+        trial: Live scores of the trial bundle so far.
+        limits: The plan's; None: there is nothing to compare with.
+        waited_s: Since apps may follow the trial.
+        active_was_live: An app was sending frames just before; when it then goes silent, the trial made it so.
+    """
+    if limits is None or limits.live_frames == 0:
+        return "commit"
+    count = trial.count if trial is not None else 0
+    if count < limits.live_frames and waited_s < limits.live_timeout_s:
+        return "wait"
+    if count == 0 and active_was_live:
+        return f"no live frame in {waited_s:.0f} s on trial, and an app was sending them before"
+    verdict = judge_live(active, trial, limits)
+    return "commit" if verdict.ok else verdict.reason
 
 
 def judge_latency(p50_us: float, maximum_us: float | None) -> Verdict:

@@ -78,7 +78,7 @@ def test_no_file_holds_a_path_of_one_machine() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "is_one"), [("open /home/maria/x", True), ("/var/lib/kasmina", False), ("see docs/work/x", False)]
+    ("text", "is_one"), [("open /home/user/x", True), ("/var/lib/kasmina", False), ("see docs/work/x", False)]
 )
 def test_a_path_of_one_machine_is_told_from_others(text: str, is_one: bool) -> None:
     assert bool(MACHINE_PATHS.search(text)) is is_one

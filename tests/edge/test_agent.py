@@ -12,10 +12,11 @@ import pytest
 from worlds.bundles import make_bundle, make_frames
 from worlds.fleets import MemoryFleet, grafted, plan_limits, wait_for
 
-from kasmina_edge.agent import decide_offer, judge_trial
+from kasmina_edge.agent import decide_offer
 from kasmina_edge.contracts.change_plan import HealthLimits
 from kasmina_edge.contracts.record import Summary, TelemetryRecord
 from kasmina_edge.errors import InputError, LockedError, PlanError
+from kasmina_edge.health import judge_trial
 from kasmina_edge.runtime import Runtime
 from kasmina_edge.safety.audit import verify
 from kasmina_edge.slots import SlotStore

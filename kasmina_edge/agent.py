@@ -15,7 +15,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -98,7 +98,6 @@ class _Report:
     update_seconds: float | None = None
     sequence: int = 0
     sent: bytes = b""
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 class Agent:

@@ -34,7 +34,6 @@ DEFAULTS: dict[str, Any] = {
     "broker.ca_file": "",
     "broker.insecure": False,
     "agent.check_interval_s": 60.0,
-    "agent.report_interval_s": 0.5,
     "telemetry.window_frames": 60,
     "telemetry.window_s": 2.0,
     "telemetry.sample_every": 2,
@@ -147,7 +146,7 @@ def _parse(name: str, text: str) -> Any:
 
 _WORD = re.compile(r"[a-z0-9-]{1,32}")
 _WORDS = frozenset({"device.id", "device.site", "device.root"})
-_ABOVE_ZERO = frozenset({"agent.check_interval_s", "agent.report_interval_s", "telemetry.window_s"})
+_ABOVE_ZERO = frozenset({"agent.check_interval_s", "telemetry.window_s"})
 _AT_LEAST_ONE = frozenset({"telemetry.window_frames", "telemetry.sample_every"})
 
 

@@ -9,7 +9,7 @@ import threading
 import time
 import zipfile
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 from rich.console import Group
@@ -20,7 +20,6 @@ from kasmina_edge.cli.output import console, emit, grid, kilobytes, plain, rows_
 from kasmina_edge.contracts.canonical import short_digest
 from kasmina_edge.contracts.manifest import (
     BundleManifest,
-    EngineName,
     FileEntry,
     ModelFile,
     ModelTensor,
@@ -409,7 +408,7 @@ def _any_model(engine: str) -> ModelFile:
     tensor = ModelTensor(name="x", shape=(1,), dtype="float32")
     return ModelFile(
         file=entry,
-        engine=cast(EngineName, engine),
+        engine=engine,
         inputs=(tensor,),
         outputs=(tensor,),
         selftest=SelfTest(file=entry, samples=1, tolerance=0),

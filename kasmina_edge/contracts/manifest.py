@@ -18,7 +18,7 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 Version = Annotated[str, Field(pattern=r"^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]{1,32})?$")]
 MemberPath = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$")]
-EngineName = Literal["litert", "onnxruntime"]
+EngineName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]  # "litert", "onnxruntime", or a third party's
 
 MANIFEST_PATH = "manifest.json"
 RESERVED_PATHS = (MANIFEST_PATH, "tuf")  # the manifest cannot name itself; tuf/ holds the metadata
@@ -55,14 +55,16 @@ class FileEntry(SignedContract):
 class ModelTensor(SignedContract):
     """An input or output of a model file.
 
-    ``scale`` and ``zero_point`` only for integer types: real = (q - zero_point) * scale.
+    ``scale`` and ``zero_point`` only for integer types: real = (q - zero_point) * scale. A tensor with a ``constant``
+    is filled with it by the engine and never seen by the app (the sampling rate that some speech models ask for).
     """
 
     name: str
     shape: tuple[Annotated[int, Field(ge=1)], ...]
-    dtype: Literal["float32", "int8", "uint8", "int16", "int32"]
+    dtype: Literal["float32", "float64", "int8", "uint8", "int16", "int32", "int64", "bool"]
     scale: Annotated[float, Field(gt=0)] | None = None
     zero_point: int | None = None
+    constant: float | None = None
 
     @model_validator(mode="after")
     def _both_or_none(self) -> Self:
@@ -99,8 +101,26 @@ class SiteTensors(SignedContract):
     output_index: int
 
 
+class StatePair(SignedContract):
+    """A state that the model hands from call to call: output ``output`` is input ``input`` of the next one.
+
+    It begins with zeros. The engine carries it, the app sees neither.
+    """
+
+    input: str
+    output: str
+
+
 class ModelFile(SignedContract):
-    """One model file for one engine, with its own self-test."""
+    """One model file for one engine, with its own self-test.
+
+    ``inputs`` and ``outputs`` are all tensors of the file, in its order; `app_inputs` and `app_outputs` are those that
+    the app sees. Self-test vectors hold the latter, and of a model with state they are one sequence from its beginning.
+
+    Attributes:
+        states: State that the file takes and gives as tensors.
+        remembers: The file keeps state in variables of its own (TFLite resource variables).
+    """
 
     file: FileEntry
     engine: EngineName
@@ -110,12 +130,51 @@ class ModelFile(SignedContract):
     selftest: SelfTest
     parity: Parity
     sites: dict[str, SiteTensors] = {}
+    states: tuple[StatePair, ...] = ()
+    remembers: bool = False
+
+    @model_validator(mode="after")
+    def _states_exist(self) -> Self:
+        inputs, outputs = {t.name: t for t in self.inputs}, {t.name: t for t in self.outputs}
+        for i, pair in enumerate(self.states):
+            taken, given = inputs.get(pair.input), outputs.get(pair.output)
+            if taken is None or given is None:
+                raise ValueError(
+                    f"states[{i}]: {self.file.path} has no such input and output: {pair.input}, {pair.output}"
+                )
+            if (taken.shape, taken.dtype) != (given.shape, given.dtype):
+                raise ValueError(
+                    f"states[{i}]: input {taken.name} is {taken.dtype} {taken.shape}, "
+                    f"output {given.name} is {given.dtype} {given.shape}"
+                )
+        return self
+
+    @property
+    def stateful(self) -> bool:
+        """Whether an answer depends on the calls before it."""
+        return self.remembers or bool(self.states)
+
+    @property
+    def app_inputs(self) -> tuple[ModelTensor, ...]:
+        """Inputs that the app brings, in the manifest's order: neither constant nor state."""
+        states = {pair.input for pair in self.states}
+        return tuple(t for t in self.inputs if t.constant is None and t.name not in states)
+
+    @property
+    def app_outputs(self) -> tuple[ModelTensor, ...]:
+        """Outputs that the app gets, in the manifest's order: all but state."""
+        states = {pair.output for pair in self.states}
+        return tuple(t for t in self.outputs if t.name not in states)
 
 
 class ModelIO(SignedContract):
-    """An input or output as the app sees it, always float32 with a leading batch dimension of 1."""
+    """An input or output as the app sees it: float32, unless the model takes whole numbers that are no quantization.
+
+    Pre-processing and quantization apply to float32 only; the other types go to the model as they are (token ids).
+    """
 
     name: str
+    dtype: Literal["float32", "float64", "int8", "uint8", "int16", "int32", "int64", "bool"] = "float32"
     shape: tuple[Annotated[int, Field(ge=1)], ...]
     labels: tuple[str, ...] = ()
 
@@ -224,7 +283,7 @@ class BundleManifest(SignedContract):
         if self.grafts and self.host is None:
             raise ValueError("a bundle with grafts names its host")
         for model in self.models:
-            if len(model.inputs) != len(self.inputs) or len(model.outputs) != len(self.outputs):
+            if len(model.app_inputs) != len(self.inputs) or len(model.app_outputs) != len(self.outputs):
                 raise ValueError(f"{model.file.path} does not have the manifest's inputs and outputs")
         return self
 

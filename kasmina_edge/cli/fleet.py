@@ -13,10 +13,9 @@ import typer
 
 from kasmina_edge.bundle import read_file
 from kasmina_edge.cli.output import console, emit, grid, kilobytes, rows_table
-from kasmina_edge.contracts.arrays import pack_arrays
 from kasmina_edge.contracts.canonical import short_digest
-from kasmina_edge.contracts.change_plan import ChangePlan
-from kasmina_edge.errors import InputError
+from kasmina_edge.contracts.change_plan import CaptureSampling, ChangePlan
+from kasmina_edge.errors import InputError, PlanError
 from kasmina_edge.fleet.folder import FleetFolder, Limits, default_folder
 from kasmina_edge.fleet.monitor import DeviceView
 from kasmina_edge.fleet.repository import Published
@@ -33,6 +32,9 @@ app = typer.Typer(help="Sign, enrol, publish and watch a fleet.", no_args_is_hel
 
 def register(program: typer.Typer) -> None:
     """Add the long-running verbs to the program."""
+    from kasmina_edge.cli import captures
+
+    captures.register(app)
     program.command()(controller)
     program.command()(monitor)
 
@@ -99,6 +101,16 @@ def plan(
     live_frames: Annotated[int, typer.Option(help="Live frames compared before a commit.")] = 40,
     capture_frames: Annotated[int, typer.Option(help="Inputs a device may keep; 0: none.")] = 0,
     capture_bytes: Annotated[int, typer.Option(help="Bytes they may take.")] = 4_000_000,
+    capture_days: Annotated[
+        float | None, typer.Option(help="Days after which nothing more is kept, and what still waits is erased.")
+    ] = None,
+    capture_random: Annotated[
+        int, typer.Option(help="Inputs a window that devices pick at random, without the app; 0: none.")
+    ] = 0,
+    capture_unsure: Annotated[int, typer.Option(help="More a window, from those below --capture-score.")] = 0,
+    capture_score: Annotated[float, typer.Option(help="Top score below which the network is unsure, 0 to 1.")] = 0.6,
+    capture_drifted: Annotated[int, typer.Option(help="More a window, while drift stands.")] = 0,
+    capture_window: Annotated[float, typer.Option(help="Seconds of a window.")] = 60.0,
     fleet: FleetOption = None,
     offline_keys: OfflineOption = None,
     as_json: JsonOption = False,
@@ -114,9 +126,11 @@ def plan(
         live_frames=live_frames,
         capture_frames=capture_frames,
         capture_bytes=capture_bytes,
+        capture_days=capture_days,
+        capture_sampling=_sampling(capture_window, capture_random, capture_unsure, capture_score, capture_drifted),
     )
     drafted: ChangePlan = office.draft_plan(read_file(host).manifest, limits)
-    office.repository.set_plan(drafted, _offline(office, offline_keys))
+    office.repository.set_plan(drafted, offline_folder(office, offline_keys))
     office.audit.append("plan_signed", bundle=drafted.bundle, serial=drafted.serial)
     value = drafted.model_dump(mode="json")
     emit(
@@ -153,7 +167,7 @@ def publish(
     """What ``fleet publish`` and ``deploy --to`` do."""
     office = open_fleet(fleet)
     opened = read_file(bundle)
-    offline = None if opened.manifest.grafts else _offline(office, offline_keys)
+    offline = None if opened.manifest.grafts else offline_folder(office, offline_keys)
     published = office.publish(opened, to=to or ["@all"], offline_keys=offline, accept_anyway=accept_anyway)
     _show_published(published, to or ["@all"], as_json=as_json)
 
@@ -228,47 +242,6 @@ def fleet_status(fleet: FleetOption = None, as_json: JsonOption = False) -> None
         {"devices": value},
         as_json=as_json,
         table=grid("", ("device", "state", "heard", "runs", "release", "digest", "last update"), rows),
-    )
-
-
-@app.command()
-def captures(
-    device: Annotated[str, typer.Argument(help="Whose captured inputs.")],
-    labels: Annotated[Path, typer.Option("--labels", help="Annotator's CSV: digest,label.")],
-    out: Annotated[Path, typer.Option("--out", help="Where to write the .npz for `kasmina-trainer evolve`.")],
-    minutes: Annotated[
-        float | None, typer.Option("--minutes", min=0.0, help="Only those that arrived in the last so many minutes.")
-    ] = None,
-    fleet: FleetOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Open a device's captured inputs and join them with an annotator's labels."""
-    since_s = time.time() - 60 * minutes if minutes is not None else 0.0
-    exported = export_captures(open_fleet(fleet), device, labels, since_s=since_s)
-    write_durable(out, pack_arrays({"x": exported.x, "y": exported.y}))
-    write_durable(out.with_suffix(".batches.json"), json.dumps(list(exported.batches)).encode())
-    emit(
-        {"samples": len(exported.y), "unlabelled": exported.unlabelled, "unknown": exported.unknown, "out": str(out)},
-        as_json=as_json,
-        table=f"{len(exported.y)} labelled inputs of {device} written to {out} "
-        f"({exported.unlabelled} without a label, {exported.unknown} labels without an input)",
-    )
-
-
-def export_captures(office: FleetFolder, device: str, labels: Path, *, since_s: float) -> Any:
-    """Captured inputs of one device with labels; see `kasmina_edge.fleet.captures`."""
-    from kasmina_edge.fleet.captures import export_labelled, read_annotations
-
-    entry = next((d for d in office.config.devices if d.id == device), None)
-    if entry is None:
-        raise InputError(f"{device}: not enrolled here", f"Enrolled: {', '.join(d.id for d in office.config.devices)}.")
-    return export_labelled(
-        office.store(),
-        office.sealing_key(),
-        {device: entry.public_key},
-        read_annotations(labels),
-        devices=[device],
-        since_s=since_s,
     )
 
 
@@ -358,6 +331,17 @@ def _seen(view: DeviceView) -> dict[str, Any]:
     }
 
 
+def _sampling(window_s: float, share: int, unsure: int, score: float, drifted: int) -> CaptureSampling | None:
+    """The rule that devices pick inputs by; None when they pick none."""
+    if not (share or unsure or drifted):
+        return None
+    value = {"window_s": window_s, "frames": share, "low_score_frames": unsure, "drift_frames": drifted}
+    try:
+        return CaptureSampling.parse({**value, "low_score": score if unsure else None}, where="sampling")
+    except PlanError as exc:
+        raise InputError(exc.message, "Correct the --capture options.") from exc
+
+
 def _blueprints(names: list[str]) -> dict[str, tuple[int, ...]]:
     allowed: dict[str, tuple[int, ...]] = {}
     for name in names:
@@ -368,5 +352,6 @@ def _blueprints(names: list[str]) -> dict[str, tuple[int, ...]]:
     return allowed
 
 
-def _offline(office: FleetFolder, given: Path | None) -> Path:
+def offline_folder(office: FleetFolder, given: Path | None) -> Path:
+    """Where the root and targets keys are: as given, or beside the fleet folder."""
     return given or office.folder.with_name(office.folder.name + "-offline-keys")

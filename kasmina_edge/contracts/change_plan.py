@@ -2,22 +2,87 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kasmina_edge.contracts.canonical import SignedContract
 from kasmina_edge.contracts.manifest import BundleManifest, Digest, Name
+from kasmina_edge.contracts.record import DeviceId
 from kasmina_edge.errors import KasminaError, PlanError
 
 Share = Annotated[float, Field(ge=0, le=1)]
+FramesAWindow = Annotated[int, Field(ge=0, le=64)]
+
+
+class CaptureSampling(SignedContract):
+    """Which inputs a device keeps by itself, beside those that the app offers; frames are counted a window.
+
+    Attributes:
+        window_s: Length of a window; what it picked waits in memory until its end.
+        frames: Picked at random from all frames that were looked at, whatever they show. A graft that learned from
+            these beat one that learned from low scores alone: out of its domain a network is confidently wrong.
+        low_score: Frames whose top score lies below are of the second kind; None: there is no second kind.
+        low_score_frames: Picked at random from those.
+        drift_frames: Picked at random while drift stands at or above its alarm line.
+    """
+
+    window_s: Annotated[float, Field(ge=1, le=86_400)] = 60.0
+    frames: FramesAWindow = 1
+    low_score: Share | None = None
+    low_score_frames: FramesAWindow = 1
+    drift_frames: FramesAWindow = 0
+
+    @classmethod
+    def error_type(cls) -> type[KasminaError]:
+        """A malformed part of a plan is a `PlanError`."""
+        return PlanError
 
 
 class CaptureBudget(SignedContract):
-    """How much of its input a device may keep, sealed to ``controller_key``."""
+    """How much of its input a device may keep, sealed to ``controller_key``.
+
+    Attributes:
+        max_days: Days, counted from the first frame kept under this plan, after which nothing more is kept and what
+            still waits for its upload is erased; None: no such limit.
+        sampling: None: only what the app offers is kept.
+    """
 
     max_frames: Annotated[int, Field(ge=0)]
     max_bytes: Annotated[int, Field(ge=0)]
+    max_days: Annotated[float, Field(gt=0, le=3650)] | None = None
+    sampling: CaptureSampling | None = None
+
+
+class Erasure(SignedContract):
+    """A demand to erase captured inputs, on the device and on their way; it stands for every later plan as well.
+
+    Attributes:
+        id: Names the demand in the audit logs of device and controller.
+        device: Whose captures; None: those of every device.
+        from_s: Captures of this moment or later, by the device's clock, seconds since 1970 UTC.
+        to_s: Captures before this moment.
+    """
+
+    id: Name
+    device: DeviceId | None = None
+    from_s: Annotated[float, Field(ge=0)] = 0.0
+    to_s: Annotated[float, Field(gt=0)]
+
+    @classmethod
+    def error_type(cls) -> type[KasminaError]:
+        """A malformed part of a plan is a `PlanError`."""
+        return PlanError
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.from_s >= self.to_s:
+            raise ValueError(f"from_s {self.from_s} is not before to_s {self.to_s}")
+        return self
+
+    def covers(self, device: str, at_s: float) -> bool:
+        """Whether a capture of ``device`` at ``at_s`` is to be erased."""
+        return self.device in (None, device) and self.from_s <= at_s < self.to_s
 
 
 class HealthLimits(SignedContract):
@@ -53,6 +118,7 @@ class ChangePlan(SignedContract):
         maximum_latency_us: Ceiling of the self-test's median latency on this device; None: no ceiling.
         maximum_energy_uj: Ceiling an inference, for devices that can measure it; None: no ceiling.
         controller_key: X25519 public key (hex) that captures are sealed to.
+        erasures: Captured inputs that must not exist any more, nor come to be.
     """
 
     format: Literal[1] = 1
@@ -70,6 +136,7 @@ class ChangePlan(SignedContract):
     health: HealthLimits
     capture: CaptureBudget | None = None
     controller_key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    erasures: Annotated[tuple[Erasure, ...], Field(max_length=256)] = ()
 
     @classmethod
     def error_type(cls) -> type[KasminaError]:

@@ -6,6 +6,7 @@ made into a folder of their own, which belongs on a medium that is only plugged 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -16,11 +17,19 @@ from typing import Any
 
 from kasmina_edge.bundle import Bundle
 from kasmina_edge.contracts.canonical import Contract
-from kasmina_edge.contracts.change_plan import CaptureBudget, ChangePlan, HealthLimits, check_against_plan
+from kasmina_edge.contracts.change_plan import (
+    CaptureBudget,
+    CaptureSampling,
+    ChangePlan,
+    Erasure,
+    HealthLimits,
+    check_against_plan,
+)
 from kasmina_edge.contracts.manifest import BundleManifest
 from kasmina_edge.contracts.profile import load_profile
 from kasmina_edge.contracts.topics import Topics
 from kasmina_edge.errors import InputError, KasminaError, PlanError
+from kasmina_edge.fleet.erasures import MAX_IN_A_PLAN, CarriedOut, ErasureBook, carry_out, plan_with
 from kasmina_edge.fleet.repository import Published, Repository
 from kasmina_edge.fleet.store import FleetStore
 from kasmina_edge.safety.audit import AuditLog
@@ -82,6 +91,8 @@ class Limits:
     live_timeout_s: float = 30.0
     capture_frames: int = 0
     capture_bytes: int = 0
+    capture_days: float | None = None
+    capture_sampling: CaptureSampling | None = None
 
 
 def default_folder() -> Path:
@@ -105,6 +116,7 @@ class FleetFolder:
         self.config = FleetConfig.from_bytes(path.read_bytes(), where=str(path))
         self.audit = AuditLog(folder / "audit.log", clock=clock)
         self.repository = Repository.open(folder / "repository", clock=clock)
+        self._erasures = ErasureBook(folder / "erasures.json")
 
     @classmethod
     def init(
@@ -144,7 +156,7 @@ class FleetFolder:
 
     def store(self) -> FleetStore:
         """The controller's memory: reports, telemetry, captures."""
-        return FleetStore(self.folder / "fleet.db")
+        return FleetStore(self.folder / "fleet.db", is_erased=self._erasures.covers)
 
     def sealing_key(self) -> Any:
         """The private key that opens captures; it never leaves this folder."""
@@ -210,16 +222,17 @@ class FleetFolder:
         """
         if host.probes is None:
             raise InputError(f"{host.id}: has no reference probes", "Export the host with probes first.")
-        serial_path = self.folder / "plan-serials.json"
-        serials: dict[str, int] = json.loads(serial_path.read_bytes()) if serial_path.is_file() else {}
-        serials[host.name] = serials.get(host.name, 0) + 1
-        write_durable(serial_path, json.dumps(serials, sort_keys=True).encode())
         capture = None
         if limits.capture_frames:
-            capture = CaptureBudget(max_frames=limits.capture_frames, max_bytes=limits.capture_bytes)
+            capture = CaptureBudget(
+                max_frames=limits.capture_frames,
+                max_bytes=limits.capture_bytes,
+                max_days=limits.capture_days,
+                sampling=limits.capture_sampling,
+            )
         return ChangePlan(
             bundle=host.name,
-            serial=serials[host.name],
+            serial=self._next_serial(host.name),
             hosts=self._hosts(host),
             blueprints=dict(limits.blueprints),
             sites=limits.sites,
@@ -235,7 +248,51 @@ class FleetFolder:
             ),
             capture=capture,
             controller_key=public_hex(self.sealing_key()) if capture else None,
+            erasures=self._erasures.all()[-MAX_IN_A_PLAN:],
         )
+
+    def erase(self, erasure: Erasure, offline_keys: Path) -> CarriedOut:
+        """Erase captured inputs here and on devices; see `kasmina_edge.fleet.erasures`.
+
+        Args:
+            erasure: What is to be erased.
+            offline_keys: The targets keys: every change plan is signed again.
+
+        Raises:
+            InputError: The device is not enrolled, another demand has this id, or a key is missing.
+        """
+        if erasure.device is not None:
+            self.recipients([erasure.device])
+        names = {path.split("/")[1] for path in self.repository.target_sizes() if path.count("/") > 1}
+        plans = [plan for name in sorted(names) if (plan := self.repository.current_plan(name)) is not None]
+
+        def sign(plan: ChangePlan, erasures: tuple[Erasure, ...]) -> int:
+            following = plan_with(plan, erasures, self._next_serial(plan.bundle))
+            self.repository.set_plan(following, offline_keys)
+            return following.serial
+
+        with contextlib.closing(self.store()) as store:
+            done = carry_out(
+                erasure,
+                self._erasures,
+                remove=store.erase_captures,
+                plans=plans,
+                sign=sign,
+                manifests=[(r.manifest.release, r.manifest) for name in names for r in self.repository.releases(name)],
+            )
+        self.audit.append(
+            "captures_erased", erasure=erasure.id, frames=len(done.removed), grafts=list(done.grafts),
+            plans=dict(done.plans),
+        )  # fmt: skip
+        return done
+
+    def _next_serial(self, name: str) -> int:
+        """One above every serial that was drafted for ``name``, durably."""
+        path = self.folder / "plan-serials.json"
+        serials: dict[str, int] = json.loads(path.read_bytes()) if path.is_file() else {}
+        serials[name] = serials.get(name, 0) + 1
+        write_durable(path, json.dumps(serials, sort_keys=True).encode())
+        return serials[name]
 
     def _hosts(self, host: BundleManifest) -> tuple[str, ...]:
         """Content digests of ``host`` and of the hosts of every assigned release of that name, without repetition."""

@@ -19,6 +19,7 @@ from sqlite3 import Connection
 from typing import TypeVar
 
 from kasmina_edge.contracts.canonical import Contract
+from kasmina_edge.contracts.change_plan import Erasure
 from kasmina_edge.contracts.record import MAX_COUNT, DeviceState, Reported, TelemetryRecord
 from kasmina_edge.errors import InputError, KasminaError, TrustError
 from kasmina_edge.fleet.monitor import DeviceView, WindowView, window_view, with_alerts
@@ -116,6 +117,7 @@ class FleetStore:
         clock: The controller's wall clock, seconds since 1970 UTC.
         limits: Where the alert lines of `devices` are.
         keep_telemetry_s: Telemetry that arrived earlier is removed as new telemetry comes in.
+        is_erased: Whether a capture of a device at a moment must not be kept.
 
     Raises:
         StorageError: The disk refuses, the file is damaged, or of another schema version.
@@ -128,7 +130,9 @@ class FleetStore:
         clock: Callable[[], float] = time.time,
         limits: AlertLimits | None = None,
         keep_telemetry_s: float = KEEP_TELEMETRY_S,
+        is_erased: Callable[[str, float], bool] = lambda device, at_s: False,
     ) -> None:
+        self._is_erased = is_erased
         self._clock = clock
         self._limits = limits or AlertLimits()
         self._keep_telemetry_s = keep_telemetry_s
@@ -206,11 +210,13 @@ class FleetStore:
 
         Raises:
             TrustError: Not a captured frame, of another device, not signed by it, or its sequence was used before.
-            InputError: The device has too many.
+            InputError: The device has too many, or an erasure covers the frame.
         """
         header = read_header(payload) if device_public_hex is None else verify_capture(payload, device_public_hex)
         if header.device != device:
             raise TrustError(f"capture {header.sequence}: sent by {device} in the name of {header.device}")
+        if self._is_erased(device, header.at_s):
+            raise InputError(f"capture {header.sequence} of {device}: an erasure covers it, it is not kept")
         with self._file.write() as db:
             known = db.execute(
                 "SELECT payload FROM capture WHERE device = ? AND sequence = ?", (device, header.sequence)
@@ -224,6 +230,17 @@ class FleetStore:
                 raise InputError(f"{device}: {count} captured frames are held, at most {MAX_CAPTURES} are kept")
             db.execute("INSERT INTO capture VALUES (?, ?, ?, ?)", (device, header.sequence, self._clock(), payload))
         return True
+
+    def erase_captures(self, erasure: Erasure) -> list[tuple[str, int]]:
+        """Remove every captured frame that ``erasure`` covers; device and sequence of each, in order."""
+        gone = [
+            (stored.device, stored.sequence)
+            for stored in self.captures(erasure.device)
+            if erasure.covers(stored.device, read_header(stored.payload).at_s)
+        ]
+        with self._file.write() as db:
+            db.executemany("DELETE FROM capture WHERE device = ? AND sequence = ?", gone)
+        return gone
 
     def captures(self, device: str | None = None) -> list[StoredCapture]:
         """Sealed frames of one device, or of all, by sequence."""

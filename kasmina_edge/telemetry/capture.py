@@ -1,41 +1,31 @@
-"""Captured inputs: kept only when the change plan says so, readable only by the controller.
+"""Captured inputs: kept only when the change plan says so, readable only by the controller, erased on demand.
 
-A device seals each frame with HPKE to the change plan's controller key, bound to device, bundle and sequence, so that
-neither the disk nor the broker can read it and no frame can pass for another. Before the upload the agent signs it with
-the device's Ed25519 key. Bytes of an item::
-
-    b"KCF1" | header length (big-endian 16 bit) | header, canonical JSON | sealed frame | [signature, 64 bytes]
-
-The signature covers everything before it. Sequences count up over the life of the folder and are reserved on disk
-before they are used; a plan with a higher serial brings a new budget.
+A device seals each frame to the change plan's controller key (`captured_frame`), so that neither the disk nor the
+broker can read it. Sequences count up over the life of the folder and are reserved on disk before they are used; a plan
+with a higher serial brings a new budget. What a plan's erasures cover is removed, and never kept again.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import stat
-import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from pydantic import Field, ValidationError
 
-from kasmina_edge.contracts.arrays import pack_arrays, unpack_arrays
-from kasmina_edge.contracts.canonical import SignedContract
-from kasmina_edge.contracts.change_plan import ChangePlan
-from kasmina_edge.contracts.record import DeviceId
-from kasmina_edge.errors import BundleError, InputError, KasminaError, StorageError, TrustError
-from kasmina_edge.safety.encryption import SIGNATURE_BYTES, open_sealed, seal, sign, verify
+from kasmina_edge.contracts.arrays import pack_arrays
+from kasmina_edge.contracts.canonical import SignedContract, sha256_hex
+from kasmina_edge.contracts.change_plan import ChangePlan, Erasure
+from kasmina_edge.errors import InputError, KasminaError, StorageError, TrustError
+from kasmina_edge.safety.encryption import seal
 from kasmina_edge.storage import (
     as_storage_error,
     hold_lock,
@@ -43,53 +33,77 @@ from kasmina_edge.storage import (
     remove_file,
     remove_tree,
     rename_durable,
+    sync_folder,
     write_durable,
 )
+from kasmina_edge.telemetry.captured_frame import (
+    FRAME_CONTEXT,
+    MAX_ITEM_BYTES,
+    CapturedFrame,
+    CaptureHeader,
+    frame_digest,
+    open_capture,
+    pack_item,
+    read_header,
+    sign_capture,
+    verify_capture,
+)
 
-MAX_ITEM_BYTES = 250_000
-"""Longest item, so that it fits one MQTT message with its signature."""
-FRAME_CONTEXT = b"kasmina-frame-v1"
-INFO_CONTEXT = "kasmina-capture-v1"
+__all__ = [
+    "FRAME_CONTEXT",
+    "MAX_ITEM_BYTES",
+    "CaptureHeader",
+    "CaptureStore",
+    "CapturedFrame",
+    "Erased",
+    "frame_digest",
+    "open_capture",
+    "read_header",
+    "sign_capture",
+    "verify_capture",
+]
 
-_MAGIC = b"KCF1"
+MAX_ERASURES_KNOWN = 1024
+_DAY_S = 86_400.0
 _SET_ASIDE = "It is set aside as NAME.bad; the other frames are uploaded."
-_LENGTH = struct.Struct(">H")
 _ITEM = re.compile(r"([0-9]{12})\.sealed")
 _USED = re.compile(r"([0-9]{12})\.sealed(\.bad)?")
 
 
-class CaptureHeader(SignedContract):
-    """What everybody may know about a captured frame: whose it is, what ran, and its number; not what it shows."""
+@dataclass(frozen=True)
+class Erased:
+    """What an erasure removed: the number and the SHA-256 of each sealed item, which prove it without showing it."""
 
-    format: Literal[1] = 1
-    device: DeviceId
-    bundle: Annotated[str, Field(pattern=r"^[A-Za-z0-9 ._+-]{1,100}$")]
-    sequence: Annotated[int, Field(ge=0, le=2**53)]
-    at_s: float
+    id: str
+    items: tuple[tuple[int, str], ...]
 
-    @classmethod
-    def error_type(cls) -> type[KasminaError]:
-        """A malformed header is nothing to trust."""
-        return TrustError
-
-    def info(self) -> bytes:
-        """What the sealed frame is bound to."""
-        return f"{INFO_CONTEXT}|{self.device}|{self.bundle}|{self.sequence}".encode()
+    def proof(self) -> dict[str, Any]:
+        """Fields for the audit log; the digest covers every line ``SEQUENCE SHA256``, of which the first 64 stand."""
+        lines = [f"{sequence} {digest}" for sequence, digest in sorted(self.items)]
+        whole = sha256_hex("\n".join(lines).encode())
+        return {"erasure": self.id, "frames": len(lines), "items_sha256": whole, "items": lines[:64]}
 
 
 class _Spent(SignedContract):
-    """What was spent of the budget in the plan with ``serial``."""
+    """What was spent of the budget in the plan with ``serial``, and when its first frame was kept."""
 
     serial: int
     frames: Annotated[int, Field(ge=0)] = 0
     bytes: Annotated[int, Field(ge=0)] = 0
+    since_s: float | None = None
+
+    def is_over(self, plan: ChangePlan, now_s: float) -> bool:
+        """Whether the days that the plan gives are past."""
+        days = plan.capture.max_days if plan.capture else None
+        return days is not None and self.since_s is not None and now_s - self.since_s >= days * _DAY_S
 
 
 class _Ledger(SignedContract):
-    """Durable counts: the next sequence, and what was spent, by the name of the bundle that a plan is for."""
+    """Durable counts: the next sequence, what was spent by the name of the bundle that a plan is for, and erasures."""
 
     next_sequence: Annotated[int, Field(ge=0)] = 0
     spent: dict[str, _Spent] = {}
+    erased: tuple[str, ...] = ()
 
     @classmethod
     def error_type(cls) -> type[KasminaError]:
@@ -101,37 +115,6 @@ class _Ledger(SignedContract):
         if spent.serial > plan.serial:
             return None
         return spent if spent.serial == plan.serial else _Spent(serial=plan.serial)
-
-
-@dataclass(frozen=True)
-class CapturedFrame:
-    """A captured frame as the controller opens it; ``digest`` is its `frame_digest`, ``at_s`` the device's clock."""
-
-    digest: str
-    array: npt.NDArray[Any]
-    device: str
-    bundle: str
-    sequence: int
-    at_s: float
-
-
-def frame_digest(array: npt.NDArray[Any]) -> str:
-    """The name annotators know a frame by: SHA-256 over dtype, shape and bytes, as 64 hex digits.
-
-    Hashed are ``kasmina-frame-v1``, the dtype (little-endian, e.g. ``<f4``) and the shape as JSON, each followed by a
-    zero byte, then the values in C order, little-endian. Memory layout and byte order do not matter; the same values in
-    another dtype or shape are another frame.
-
-    Raises:
-        InputError: Not an array of numbers or booleans.
-    """
-    if array.dtype.kind not in "biuf":
-        raise InputError(f"frame of dtype {array.dtype}: expected numbers")
-    plain = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).reshape(array.shape)
-    digest = hashlib.sha256(FRAME_CONTEXT + b"\0" + plain.dtype.str.encode() + b"\0")
-    digest.update(json.dumps(list(plain.shape)).encode() + b"\0")
-    digest.update(plain.tobytes())
-    return digest.hexdigest()
 
 
 class CaptureStore:
@@ -152,15 +135,17 @@ class CaptureStore:
         self.folder = folder
         self._plan, self._device, self._clock = plan, device, clock
 
-    def keep(self, frame: npt.NDArray[Any], *, bundle: str) -> str | None:
+    def keep(self, frame: npt.NDArray[Any], *, bundle: str, at_s: float | None = None) -> str | None:
         """Seal one frame into the folder; when this returns a digest, the frame is on disk and counted.
 
         Args:
             frame: The input as the app has it.
             bundle: Digest (or id) of the bundle that met it.
+            at_s: When it was seen, wall clock; now by default.
 
         Returns:
-            Its `frame_digest`; None when the plan does not allow capture or its budget is spent.
+            Its `frame_digest`; None when the plan does not allow capture, its budget is spent or its days are past, or
+            an erasure covers the moment.
 
         Raises:
             InputError: Not numbers, too large for one message, or ``bundle`` is not a digest or id.
@@ -168,6 +153,10 @@ class CaptureStore:
         """
         plan = self._plan
         if plan is None or plan.capture is None or plan.controller_key is None:
+            return None
+        now_s = self._clock()
+        at_s = now_s if at_s is None else at_s
+        if any(erasure.covers(self._device, at_s) for erasure in plan.erasures):
             return None
         digest = frame_digest(frame)
         plaintext = pack_arrays({"frame": np.ascontiguousarray(frame, dtype=frame.dtype.newbyteorder("<"))})
@@ -179,14 +168,17 @@ class CaptureStore:
                 remove_file(leftover)
             ledger = self._ledger()
             spent = ledger.under(plan)
-            if spent is None:
+            if spent is None or spent.is_over(plan, now_s):
                 return None
-            header = self._header(bundle, ledger.next_sequence)
-            item = _pack(header, seal(plaintext, plan.controller_key, info=header.info()))
-            now = _Spent(serial=plan.serial, frames=spent.frames + 1, bytes=spent.bytes + len(item))
+            header = self._header(bundle, ledger.next_sequence, at_s)
+            item = pack_item(header, seal(plaintext, plan.controller_key, info=header.info()))
+            since_s = now_s if spent.since_s is None else spent.since_s
+            now = _Spent(serial=plan.serial, frames=spent.frames + 1, bytes=spent.bytes + len(item), since_s=since_s)
             if now.frames > plan.capture.max_frames or now.bytes > plan.capture.max_bytes:
                 return None
-            after = _Ledger(next_sequence=ledger.next_sequence + 1, spent={**ledger.spent, plan.bundle: now})
+            after = ledger.model_copy(
+                update={"next_sequence": ledger.next_sequence + 1, "spent": {**ledger.spent, plan.bundle: now}}
+            )
             write_durable(self.folder / "ledger.json", after.to_bytes())
             write_durable(self.folder / f"{header.sequence:012d}.sealed", item)
         return digest
@@ -243,6 +235,68 @@ class CaptureStore:
             remove_file(bad)
         rename_durable(path, bad)
 
+    def erasures_due(self) -> list[Erasure]:
+        """The plan's erasures that this folder does not remember to have carried out; none without a plan."""
+        plan = self._plan
+        if plan is None or not plan.erasures:
+            return []
+        known = set(self._ledger().erased)
+        return [e for e in plan.erasures if e.id not in known and e.device in (None, self._device)]
+
+    def erase(self, erasure: Erasure) -> Erased:
+        """Remove every pending or set-aside frame that ``erasure`` covers, durably; a frame nobody can read as well.
+
+        The bytes are gone from the folder; what a flash chip keeps of them is sealed to the controller's key.
+
+        Raises:
+            StorageError: The disk refused; do it again.
+        """
+        return self._erase(erasure.id, lambda header: header is None or erasure.covers(header.device, header.at_s))
+
+    def expire(self) -> Erased:
+        """Remove every pending frame when the plan's days are past.
+
+        Raises:
+            StorageError: The disk refused; do it again.
+        """
+        plan = self._plan
+        if plan is None or plan.capture is None or plan.capture.max_days is None or not self.folder.is_dir():
+            return Erased("max-days", ())
+        spent = self._ledger().under(plan)
+        if spent is None or not spent.is_over(plan, self._clock()):
+            return Erased("max-days", ())
+        return self._erase("max-days", lambda header: True)
+
+    def remember_erasures(self, ids: Iterable[str]) -> None:
+        """Note durably that these were carried out everywhere, and told; the newest `MAX_ERASURES_KNOWN` are kept."""
+        make_private_folder(self.folder)
+        with hold_lock(self.folder / ".lock", wait=True):
+            ledger = self._ledger()
+            erased = tuple(dict.fromkeys((*ledger.erased, *ids)))[-MAX_ERASURES_KNOWN:]
+            write_durable(self.folder / "ledger.json", ledger.model_copy(update={"erased": erased}).to_bytes())
+
+    def _erase(self, name: str, covers: Callable[[CaptureHeader | None], bool]) -> Erased:
+        if not self.folder.is_dir():
+            return Erased(name, ())
+        gone: list[tuple[int, str]] = []
+        with hold_lock(self.folder / ".lock", wait=True):
+            for leaf, sequence in sorted(
+                (n, int(m[1])) for n in self._names(regular=True) if (m := _USED.fullmatch(n))
+            ):
+                path = self.folder / leaf
+                data, header = b"", None
+                try:
+                    data = _read_item(path)
+                    header = read_header(data)
+                except (StorageError, TrustError):
+                    pass  # what cannot be read may be what was to be erased
+                if covers(header):
+                    remove_file(path)
+                    gone.append((sequence, sha256_hex(data)))
+            if gone:
+                sync_folder(self.folder)
+        return Erased(name, tuple(gone))
+
     def _path(self, item: int) -> Path:
         return self.folder / f"{item:012d}.sealed"
 
@@ -261,13 +315,13 @@ class CaptureStore:
         if plan is None or plan.capture is None or plan.controller_key is None:
             return 0, 0
         spent = self._ledger().under(plan)
-        if spent is None:
+        if spent is None or spent.is_over(plan, self._clock()):
             return 0, 0
         return max(0, plan.capture.max_frames - spent.frames), max(0, plan.capture.max_bytes - spent.bytes)
 
-    def _header(self, bundle: str, sequence: int) -> CaptureHeader:
+    def _header(self, bundle: str, sequence: int, at_s: float) -> CaptureHeader:
         try:
-            return CaptureHeader(device=self._device, bundle=bundle, sequence=sequence, at_s=self._clock())
+            return CaptureHeader(device=self._device, bundle=bundle, sequence=sequence, at_s=at_s)
         except ValidationError as exc:
             raise InputError(f"capture: device {self._device!r} or bundle {bundle[:100]!r} is not a name") from exc
 
@@ -298,69 +352,3 @@ def _read_item(path: Path) -> bytes:
             os.close(fd)
     except OSError as exc:
         raise as_storage_error(exc, path) from exc
-
-
-def sign_capture(item: bytes, signing_key: Ed25519PrivateKey) -> bytes:
-    """An item with the device's signature behind it."""
-    return item + sign(signing_key, item)
-
-
-def read_header(payload: bytes) -> CaptureHeader:
-    """The readable part of an item, not verified.
-
-    Raises:
-        TrustError: Not a captured frame.
-    """
-    return _split(payload)[0]
-
-
-def verify_capture(payload: bytes, device_public_hex: str) -> CaptureHeader:
-    """The header of a signed item, when the signature holds; needs no private key.
-
-    Raises:
-        TrustError: Not a captured frame, or not signed by this device.
-    """
-    header, _ = _split(payload[:-SIGNATURE_BYTES])
-    verify(device_public_hex, payload[:-SIGNATURE_BYTES], payload[-SIGNATURE_BYTES:])
-    return header
-
-
-def open_capture(payload: bytes, sealing_private_key: X25519PrivateKey, device_public_hex: str) -> CapturedFrame:
-    """Verify and open a signed item.
-
-    Args:
-        payload: What `CaptureStore.upload` made.
-        sealing_private_key: The controller's.
-        device_public_hex: Ed25519 key that the device was enrolled with.
-
-    Raises:
-        TrustError: Not signed by this device, changed, sealed to another key, or moved to another device, bundle or
-            sequence.
-    """
-    header = verify_capture(payload, device_public_hex)
-    _, sealed = _split(payload[:-SIGNATURE_BYTES])
-    plaintext = open_sealed(sealed, sealing_private_key, info=header.info())
-    where = f"capture {header.sequence} of {header.device}"
-    try:
-        arrays = unpack_arrays(plaintext, where=where, max_bytes=MAX_ITEM_BYTES)
-    except BundleError as exc:
-        raise TrustError(exc.message, "The device sealed something that is not a frame; look at the device.") from exc
-    if set(arrays) != {"frame"}:
-        raise TrustError(f"{where}: expected one array called frame, got {sorted(arrays)}")
-    frame = arrays["frame"]
-    return CapturedFrame(frame_digest(frame), frame, header.device, header.bundle, header.sequence, header.at_s)
-
-
-def _pack(header: CaptureHeader, sealed: bytes) -> bytes:
-    text = header.to_bytes()
-    return _MAGIC + _LENGTH.pack(len(text)) + text + sealed
-
-
-def _split(item: bytes) -> tuple[CaptureHeader, bytes]:
-    start = len(_MAGIC) + _LENGTH.size
-    if len(item) > MAX_ITEM_BYTES + SIGNATURE_BYTES or len(item) < start or item[: len(_MAGIC)] != _MAGIC:
-        raise TrustError(f"{len(item)} bytes: not a captured frame")
-    (length,) = _LENGTH.unpack_from(item, len(_MAGIC))
-    if len(item) < start + length:
-        raise TrustError(f"captured frame: a header of {length} bytes is announced, {len(item) - start} follow")
-    return CaptureHeader.from_bytes(item[start : start + length], where="capture header"), item[start + length :]

@@ -16,6 +16,10 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+Breach = Literal["signature", "replay", "expired", "tamper", "malformed"]
+
 
 class KasminaError(Exception):
     """Base of the tree.
@@ -59,9 +63,20 @@ class EngineError(KasminaError):
 
 
 class TrustError(KasminaError):
-    """A signature, version or date does not hold."""
+    """A signature, version or date does not hold.
+
+    Args:
+        message: As of the base class.
+        next_step: As of the base class.
+        breach: What kind of attack it would be if it were one; None: no attack, e.g. outside a plan.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, next_step: str = "", *, breach: Breach | None = None) -> None:
+        super().__init__(message, next_step)
+        self.breach = breach
+
     default_next_step = "Do not install this; ask the operator who signed it. The active bundle keeps running."
 
 

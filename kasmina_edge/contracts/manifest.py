@@ -118,6 +118,7 @@ class ModelFile(SignedContract):
     the app sees. Self-test vectors hold the latter, and of a model with state they are one sequence from its beginning.
 
     Attributes:
+        parity: None for a third party's model that was wrapped as it is: there is no float network to compare with.
         states: State that the file takes and gives as tensors.
         remembers: The file keeps state in variables of its own (TFLite resource variables).
     """
@@ -128,7 +129,7 @@ class ModelFile(SignedContract):
     outputs: Annotated[tuple[ModelTensor, ...], Field(min_length=1)]
     compiled_for: Literal["edgetpu"] | None = None
     selftest: SelfTest
-    parity: Parity
+    parity: Parity | None = None
     sites: dict[str, SiteTensors] = {}
     states: tuple[StatePair, ...] = ()
     remembers: bool = False

@@ -15,6 +15,7 @@ from kasmina_edge.contracts.manifest import EngineName, Name
 from kasmina_edge.errors import InputError, KasminaError
 
 MAX_PROFILE_BYTES = 64 * 1024
+DEVICE_PATTERN = r"^(usb|pci)?(:\d{1,2})?$"
 
 
 class Anchor(SignedContract):
@@ -30,8 +31,10 @@ class HardwareProfile(SignedContract):
     """One hardware target.
 
     Attributes:
-        engines: Engines to try, in order.
+        engines: Engines to try, in order; "auto" among them measures those that are here.
         accelerator: What the profile hopes for; absent hardware falls back to the CPU unless the caller forbids it.
+        accelerator_device: Which of several: "" (the first), "usb", "pci", ":N", "usb:N" or "pci:N", N from 0
+            (libedgetpu's option ``device``).
         error_band: Relative half-width that every estimate made from this profile carries.
     """
 
@@ -44,6 +47,7 @@ class HardwareProfile(SignedContract):
     runtime_version: str
     engines: Annotated[tuple[EngineName, ...], Field(min_length=1)]
     accelerator: Literal["edgetpu"] | None = None
+    accelerator_device: Annotated[str, Field(pattern=DEVICE_PATTERN)] = ""
     delegate_library: str | None = None
     threads: Annotated[int, Field(ge=1, le=64)] = 1
     ram_bytes: Annotated[int, Field(gt=0)]
@@ -58,6 +62,23 @@ class HardwareProfile(SignedContract):
     def error_type(cls) -> type[KasminaError]:
         """A malformed profile is an `InputError`."""
         return InputError
+
+    def chosen(self, *, engine: str = "", accelerator_device: str = "") -> HardwareProfile:
+        """This target with what a device's settings choose; "" leaves the profile's own.
+
+        Args:
+            engine: The one engine to use; "auto" measures the profile's and all others that are here.
+            accelerator_device: As the attribute.
+
+        Raises:
+            InputError: Not such a name.
+        """
+        fields = self.model_dump()
+        if engine:
+            fields["engines"] = (*self.engines, engine) if engine == "auto" else (engine,)
+        if accelerator_device:
+            fields["accelerator_device"] = accelerator_device
+        return HardwareProfile.parse(fields, where=f"profile {self.name} with the device's settings")
 
 
 def profile_folders() -> tuple[Path, ...]:

@@ -75,6 +75,10 @@ class Topics:
         """A small TUF target, retained, by its hash-prefixed path."""
         return f"{self.root}/{self.site}/repo/t/{name}"
 
+    def controller(self) -> str:
+        """Whether the controller is there to read, retained; below ``repo``, which every device may read."""
+        return f"{self.root}/{self.site}/repo/controller"
+
     def device_of(self, topic: str) -> str | None:
         """The device id inside one of this site's device topics, or None."""
         parts = topic.split("/")

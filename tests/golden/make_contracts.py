@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kasmina_edge.contracts.canonical import Contract, sha256_hex
-from kasmina_edge.contracts.change_plan import CaptureBudget, ChangePlan, HealthLimits
+from kasmina_edge.contracts.change_plan import CaptureBudget, CaptureSampling, ChangePlan, Erasure, HealthLimits
 from kasmina_edge.contracts.manifest import (
     Acceptance,
     BundleManifest,
@@ -24,10 +24,25 @@ from kasmina_edge.contracts.manifest import (
     ReferenceProbes,
     SelfTest,
     SiteTensors,
+    StatePair,
 )
+from kasmina_edge.contracts.presence import ControllerState
 from kasmina_edge.contracts.profile import Anchor, HardwareProfile
-from kasmina_edge.contracts.record import Desired, DeviceState, Reported, Summary, TelemetryRecord
+from kasmina_edge.contracts.record import (
+    AcceleratorReport,
+    BudgetLeft,
+    Desired,
+    DeviceAlert,
+    DeviceState,
+    HardwareContext,
+    Reported,
+    SafetyScores,
+    SeedTelemetry,
+    Summary,
+    TelemetryRecord,
+)
 from kasmina_edge.contracts.transfer import ChunkRequest
+from kasmina_edge.telemetry.sketch import LogHistogram
 
 FOLDER = Path(__file__).resolve().parent / "contracts-1"
 HOST = sha256_hex(b"host")
@@ -174,7 +189,137 @@ def contracts() -> list[Contract]:
     return [manifest(), plan, profile, record, reported, state, Desired(release=7, at_s=1_795_000_000.0), request]
 
 
+def detailed_record() -> TelemetryRecord:
+    """A record with sketches, hardware, seed sites and an accelerator: written since these exist, beside the first."""
+    record = next(value for value in contracts() if isinstance(value, TelemetryRecord))
+    hardware = HardwareContext(
+        latency_us=25.1,
+        latency_p99_us=48.2,
+        rss_bytes=64_000_000,
+        pss_bytes=50_000_000,
+        available_bytes=900_000_000,
+        temperature_c=61.5,
+        accelerator_temperature_c=70.0,
+        throttled=True,
+        under_voltage=False,
+        frequency_share=0.5,
+    )
+    budget = BudgetLeft(parameters=3352, latency_us=474.9, capture_frames=380, capture_bytes=900_000, capture_days=6.5)
+    safety = SafetyScores(drift=1.75, self_test=1.0, probe_accuracy=0.97, check_accuracy=0.25, alert=1)
+    seeds = (
+        SeedTelemetry(
+            looks=40, activation_variance=1.7573, utilization=0.31, age_s=3600.0, budget=budget, safety=safety
+        ),
+        SeedTelemetry(
+            site="s1",
+            blueprint="depthwise",
+            looks=40,
+            activation_variance=0.15068,
+            interface_drift=0.014662,
+            weights_l1=55.67,
+            mean_output=0.073187,
+            contribution=0.10317,
+            utilization=0.29313,
+            age_s=3600.0,
+        ),
+        SeedTelemetry(site="s2", reason="größer", hardware=hardware),
+    )
+    return record.model_copy(
+        update={
+            "latency_sketch": LogHistogram({1180: 3, 1187: 30, 1310: 7}).encode(),
+            "score_sketch": LogHistogram({1018: 20}).encode(),
+            "hardware": hardware,
+            "seeds": seeds,
+            "accelerator": AcceleratorReport(runs_on="LiteRT CPU", events={"hang": 2, "back": 1}, cause="late"),
+        }
+    )
+
+
+def wrapped_manifest() -> BundleManifest:
+    """A third party's model: no parity, a state, a constant, whole numbers for the app."""
+    model = ModelFile(
+        file=FileEntry.of("model.onnx", b"third party"),
+        engine="onnxruntime",
+        inputs=(
+            ModelTensor(name="ids", shape=(1, 576), dtype="int64"),
+            ModelTensor(name="state", shape=(2, 1, 128), dtype="float32"),
+            ModelTensor(name="sr", shape=(), dtype="int64", constant=16000.0),
+        ),
+        outputs=(
+            ModelTensor(name="output", shape=(1, 1), dtype="float32"),
+            ModelTensor(name="stateN", shape=(2, 1, 128), dtype="float32"),
+        ),
+        selftest=SelfTest(file=FileEntry.of("selftest.onnxruntime.npz", b"s3"), samples=16, tolerance=1e-05),
+        states=(StatePair(input="state", output="stateN"),),
+        remembers=True,
+    )
+    return BundleManifest(
+        name="vad",
+        version="1.0.0",
+        release=0,
+        profile="x86-cpu",
+        inputs=(ModelIO(name="ids", shape=(1, 576), dtype="int64"),),
+        outputs=(ModelIO(name="output", shape=(1, 1)),),
+        models=(model,),
+        provenance={"wrapped": "vad.onnx"},
+    )
+
+
+def accelerated_profile() -> HardwareProfile:
+    """A profile that names which of several accelerators, and measures its engines."""
+    profile = next(value for value in contracts() if isinstance(value, HardwareProfile))
+    return profile.model_copy(update={"accelerator_device": "usb:1", "engines": ("auto",)})
+
+
+def anchored_report() -> Reported:
+    """A report of a data folder with a life, the head of its audit log, and the trace of its last update."""
+    report = next(value for value in contracts() if isinstance(value, Reported))
+    anchor = {"audit_seq": 41, "audit_hash": sha256_hex(b"entry 41"), "trace_id": sha256_hex(b"update")[:32]}
+    return report.model_copy(update={"life": "0123456789abcdef", **anchor})
+
+
+def alert() -> DeviceAlert:
+    """A measured alert that was raised."""
+    return DeviceAlert(
+        device="cam-2",
+        life="0123456789abcdef",
+        boot=4,
+        sequence=3,
+        at_s=1_795_000_050.0,
+        kind="disk",
+        state="raised",
+        severity="critical",
+        message="free space of the data folder, MB: 10.5, below 64",
+        value=10.5,
+        limit=64.0,
+        trace_id=sha256_hex(b"update")[:32],
+    )
+
+
+def capturing_plan() -> ChangePlan:
+    """A plan by which devices pick inputs by themselves for a fortnight, and erase others."""
+    plan = next(value for value in contracts() if isinstance(value, ChangePlan))
+    sampling = CaptureSampling(window_s=30.0, frames=2, low_score=0.5, low_score_frames=2, drift_frames=3)
+    budget = CaptureBudget(max_frames=400, max_bytes=1_000_000, max_days=14.0, sampling=sampling)
+    erasures = (
+        Erasure(id="dpo-7", device="cam-2", from_s=1_795_000_000.0, to_s=1_795_003_600.5),
+        Erasure(id="dpo-8", to_s=1_795_000_000.0),
+    )
+    return plan.model_copy(update={"capture": budget, "erasures": erasures})
+
+
 if __name__ == "__main__":
-    FOLDER.mkdir(exist_ok=True)
-    for value in contracts():
-        (FOLDER / f"{type(value).__name__}.json").write_bytes(value.to_bytes())
+    present = ControllerState(online=True, at_s=1_795_000_000.0)
+    second = [
+        detailed_record(),
+        wrapped_manifest(),
+        accelerated_profile(),
+        present,
+        anchored_report(),
+        alert(),
+        capturing_plan(),
+    ]
+    for folder, values in ((FOLDER, contracts()), (FOLDER.with_name("contracts-2"), second)):
+        folder.mkdir(exist_ok=True)
+        for value in values:
+            (folder / f"{type(value).__name__}.json").write_bytes(value.to_bytes())

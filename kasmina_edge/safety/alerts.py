@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from kasmina_edge.errors import InputError
-from kasmina_edge.safety.drift import DriftDetector
+from kasmina_edge.safety.drift import DriftHysteresis
 
-Kind = Literal["drift", "accuracy", "silent", "offline", "rolled_back", "refused", "records_dropped"]
+Kind = str
+"""``drift``, ``accuracy``, ``silent``, ``offline``, ``rolled_back``, ``refused`` and ``records_dropped`` follow from
+what the controller sees (this module); other kinds come from devices (`kasmina_edge.safety.alert_book`) and from the
+watch on trust, clocks and audit logs (`kasmina_edge.safety.security`)."""
 Severity = Literal["warning", "critical"]
 
 
@@ -58,7 +61,7 @@ class AlertLimits:
         silent_s: Seconds without telemetry from a device that says it is online.
     """
 
-    drift: DriftDetector = field(default_factory=DriftDetector)
+    drift: DriftHysteresis = field(default_factory=DriftHysteresis)
     confidence_z: float = 1.96
     accuracy_margin: float = 0.05
     minimum_checks: int = 10

@@ -2,8 +2,8 @@
 
 What it proves. Changing, removing or reordering a line breaks the chain at that line. Cutting off the end leaves a
 whole chain, so the newest hash is kept beside the log (``audit.head``): a log that ends before its head was cut. What
-it does not prove: whoever can write both files can write a whole new history. Only a `Head` remembered elsewhere (the
-controller receives every event) tells that, and `verify` takes one.
+it does not prove: whoever can write both files can write a whole new history. Only a `Head` remembered elsewhere tells
+that, and `verify` takes one: the floor file keeps one, and every report carries one to the controller.
 
 A power cut may tear the last line. The next `append` then ends it and adds a ``log.repaired`` entry with the SHA-256 of
 the torn bytes; `verify` accepts such a line only where the head shows that it was never acknowledged. A log that lost
@@ -25,6 +25,7 @@ from typing import Any
 
 from kasmina_edge.contracts.canonical import canonical_bytes, sha256_hex
 from kasmina_edge.errors import InputError, StorageError
+from kasmina_edge.logs import current_trace
 from kasmina_edge.storage import append_durable, as_storage_error, hold_lock, remove_temporaries, write_durable
 
 MAX_ENTRY_BYTES = 16 * 1024
@@ -64,6 +65,11 @@ class AuditEntry:
     prev: str
     hash: str
 
+    @property
+    def head(self) -> Head:
+        """What to remember of it elsewhere."""
+        return Head(self.seq, self.hash)
+
 
 @dataclass(frozen=True)
 class AuditReport:
@@ -98,12 +104,15 @@ class AuditLog:
         self._path = path
         self._clock = clock
 
-    def append(self, event: str, **fields: Any) -> None:
-        """Write one event durably.
+    def append(self, event: str, **fields: Any) -> AuditEntry:
+        """Write one event durably: two files, four flushes.
 
         Args:
             event: 1 to 64 of ``a-z 0-9 _ . -``, starting with a letter; ``log.`` is the log's own.
-            fields: Plain JSON values by name.
+            fields: Plain JSON values by name; within `kasmina_edge.logs.tracing` a ``trace_id`` is added.
+
+        Returns:
+            The entry as it stands in the log.
 
         Raises:
             InputError: A name looks like a secret, a value is not plain JSON, or the entry is longer than 16 KiB.
@@ -111,15 +120,27 @@ class AuditLog:
         """
         if not _EVENT.fullmatch(event) or event.startswith("log."):
             raise InputError(f"event {event!r}: expected 1 to 64 of a-z, 0-9, _, . and -, and not log.*")
+        trace = current_trace()
+        if trace is not None:
+            fields = {"trace_id": trace.trace_id, **fields}
         _refuse_secrets(fields, "fields")
         at_s = float(self._clock())
         _make_line(1, at_s, event, fields, GENESIS)  # before anything is touched: values and length
         with hold_lock(self._path, wait_s=_LOCK_WAIT_S):
             remove_temporaries(head_path(self._path))
-            head, before = self._settle(at_s)
-            line, head = _make_line(head.seq + 1, at_s, event, fields, head.hash)
+            last, before = self._settle(at_s)
+            line, head = _make_line(last.seq + 1, at_s, event, fields, last.hash)
             append_durable(self._path, before + line)
             write_durable(head_path(self._path), canonical_bytes({"hash": head.hash, "seq": head.seq}) + b"\n")
+        return AuditEntry(head.seq, at_s, event, fields, last.hash, head.hash)
+
+    def head(self) -> Head | None:
+        """The newest entry that was acknowledged; None in an empty log.
+
+        Raises:
+            StorageError: The head cannot be read or is damaged.
+        """
+        return read_head(self._path)
 
     def _settle(self, at_s: float) -> tuple[Head, bytes]:
         """Where the chain goes on, and what has to be written first to end a torn or damaged log."""

@@ -147,15 +147,15 @@ def _ones(count: int) -> Array:
 
 
 @dataclass(frozen=True)
-class DriftState:
-    """What the detector remembers: whether the alarm stands, and how many windows in a row spoke against it."""
+class HysteresisState:
+    """What the hysteresis remembers: whether the alarm stands, and how many windows in a row spoke against it."""
 
     raised: bool = False
     against: int = 0
 
 
 @dataclass(frozen=True)
-class DriftDetector:
+class DriftHysteresis:
     """Hysteresis around the alarm line as a pure step function.
 
     Args:
@@ -164,9 +164,9 @@ class DriftDetector:
         raise_at: Drift score, 1.0 is the line that clean windows cross once in a thousand.
         clear_at: Not above ``raise_at``.
 
-    >>> detector, state = DriftDetector(raise_windows=2, clear_windows=1), DriftState()
+    >>> line, state = DriftHysteresis(raise_windows=2, clear_windows=1), HysteresisState()
     >>> for score in (1.5, None, 1.6):
-    ...     state = detector.step(state, score)
+    ...     state = line.step(state, score)
     >>> state.raised
     True
     """
@@ -179,25 +179,25 @@ class DriftDetector:
     def __post_init__(self) -> None:
         if min(self.raise_windows, self.clear_windows) < 1 or not 0 < self.clear_at <= self.raise_at:
             raise InputError(
-                f"drift detector: {self.raise_windows} and {self.clear_windows} windows must be at least 1, and "
+                f"drift hysteresis: {self.raise_windows} and {self.clear_windows} windows must be at least 1, and "
                 f"clear_at {self.clear_at} within 0 and raise_at {self.raise_at}"
             )
 
-    def step(self, state: DriftState, score: float | None) -> DriftState:
+    def step(self, state: HysteresisState, score: float | None) -> HysteresisState:
         """The state after one more window; a window that was not measured (None) changes nothing."""
         if score is None:
             return state
         speaks = score < self.clear_at if state.raised else score > self.raise_at
         if not speaks:
-            return DriftState(raised=state.raised)
+            return HysteresisState(raised=state.raised)
         against = state.against + 1
         if against >= (self.clear_windows if state.raised else self.raise_windows):
-            return DriftState(raised=not state.raised)
-        return DriftState(raised=state.raised, against=against)
+            return HysteresisState(raised=not state.raised)
+        return HysteresisState(raised=state.raised, against=against)
 
-    def run(self, scores: Sequence[float | None], state: DriftState | None = None) -> DriftState:
+    def run(self, scores: Sequence[float | None], state: HysteresisState | None = None) -> HysteresisState:
         """`step` over a whole series, oldest first."""
-        state = state or DriftState()
+        state = state or HysteresisState()
         for score in scores:
             state = self.step(state, score)
         return state

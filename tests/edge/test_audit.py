@@ -163,6 +163,13 @@ def test_a_head_remembered_elsewhere_finds_what_this_machine_cannot(path: Path, 
     assert not report.ok and report.first_bad_line == 5
 
 
+def test_an_append_gives_the_entry_that_stands_in_the_log(path: Path) -> None:
+    log = AuditLog(path, clock=ticking())
+    entry = log.append("committed", release=3)
+    assert tail(path, 1) == [entry] and log.head() == entry.head == verify(path).head
+    assert AuditLog(path.with_name("other.log"), clock=ticking()).head() is None
+
+
 def test_a_missing_head_is_told(path: Path) -> None:
     head_path(path).unlink()
     report = verify(path)

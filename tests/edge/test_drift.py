@@ -14,8 +14,8 @@ from sklearn.datasets import load_digits
 from kasmina_edge.errors import InputError
 from kasmina_edge.safety.drift import (
     FEATURES,
-    DriftDetector,
-    DriftState,
+    DriftHysteresis,
+    HysteresisState,
     domain_statistics,
     drift_score,
     explain_drift,
@@ -163,7 +163,7 @@ def test_bad_calls_are_told() -> None:
 
 
 def test_the_detector_wants_windows_in_a_row() -> None:
-    detector = DriftDetector(raise_windows=3, clear_windows=2, raise_at=1.0, clear_at=0.8)
+    detector = DriftHysteresis(raise_windows=3, clear_windows=2, raise_at=1.0, clear_at=0.8)
     assert not detector.run([2.0, 2.0, 0.5, 2.0, 2.0]).raised
     raised = detector.run([2.0, None, 2.0, 2.0])
     assert raised.raised
@@ -174,8 +174,8 @@ def test_the_detector_wants_windows_in_a_row() -> None:
 
 @given(st.lists(st.none() | st.floats(0, 10), max_size=40))
 def test_the_detector_flips_only_after_enough_windows(scores) -> None:
-    detector = DriftDetector(raise_windows=3, clear_windows=2)
-    state, run = DriftState(), 0
+    detector = DriftHysteresis(raise_windows=3, clear_windows=2)
+    state, run = HysteresisState(), 0
     for score in scores:
         after = detector.step(state, score)
         if score is None:
@@ -190,8 +190,8 @@ def test_the_detector_flips_only_after_enough_windows(scores) -> None:
 
 @pytest.mark.parametrize("wrong", [{"raise_windows": 0}, {"clear_at": 2.0}, {"clear_at": 0.0}])
 def test_a_detector_without_sense_is_refused(wrong) -> None:
-    with pytest.raises(InputError, match="drift detector"):
-        DriftDetector(**wrong)
+    with pytest.raises(InputError, match="drift hysteresis"):
+        DriftHysteresis(**wrong)
 
 
 @pytest.mark.slow  # a timing: for a quiet machine

@@ -61,6 +61,6 @@ def _from_outbox(outbox: Outbox, erasure: Erasure) -> list[tuple[int, str]]:
                 continue
             if erasure.covers(header.device, header.at_s):
                 doomed.append((entry.id, header.sequence, sha256_hex(entry.payload)))
-        outbox.acknowledge([entry_id for entry_id, _, _ in doomed])
+        outbox.erase([entry_id for entry_id, _, _ in doomed])
         gone += [(sequence, digest) for _, sequence, digest in doomed]
     return gone

@@ -1,53 +1,43 @@
 """The outbox: what a device has to say, on disk until the other side has acknowledged it.
 
-A SQLite file in WAL mode with ``synchronous=FULL``: an append that returned survives a kill and a power cut. Several
-processes may append and read at once. It is bounded in bytes and in age; what does not fit any more is dropped oldest
-first within the lowest priority, and counted durably. A damaged file is left aside, counted, and replaced by a new one
-(``NAME.1``, then ``NAME.2``; the number stands in ``NAME.generation``): telemetry must not stop a device.
+A SQLite file in WAL mode with ``synchronous=FULL``: what was committed survives a kill and a power cut. Entries lie in
+compressed blocks (`blocks`), sealed where a vault is given. An append is on the disk when it returns; statistics may
+instead wait in memory, half a second at most, so that many of them share one flush. Several processes may append and
+read at once. The file is bounded in bytes and in age; what does not fit any more is dropped oldest first within the
+lowest priority, and counted durably. A damaged file is left aside, counted, and replaced by a new one (``NAME.1``, then
+``NAME.2``; the number stands in ``NAME.generation``): telemetry must not stop a device.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from kasmina_edge.errors import InputError, StorageError
-from kasmina_edge.storage import as_storage_error, hold_lock, make_private_folder, write_durable
-from kasmina_edge.telemetry.sqlite_file import SqliteFile, is_damage
+from kasmina_edge.errors import InputError, TrustError
+from kasmina_edge.safety.vault import Sealer, open_vault
+from kasmina_edge.settings import Settings
+from kasmina_edge.telemetry import outbox_table as table
+from kasmina_edge.telemetry.blocks import Place, Waiting, open_block, pack, runs
+from kasmina_edge.telemetry.outbox_table import ROW_BYTES, Bounds
+from kasmina_edge.telemetry.renewed_file import RenewedFile
+from kasmina_edge.telemetry.sqlite_file import SqliteFile
+from kasmina_edge.telemetry.write_buffer import Pending, WriteBuffer
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
 MAX_BYTES = 16 * 1024 * 1024
+KEY_AGE_S = 30 * 86_400.0
+PURPOSE = "outbox"
+"""What the vault seals for."""
 MAX_AGE_S = 14 * 86_400.0
-ENTRY_BYTES = 64
-"""Bytes that an entry counts for beside its payload."""
-CLOCK_WAS_SET_S = 1_700_000_000.0
-"""Entries stamped earlier were appended before the device had the time; they are never dropped for their age."""
-DAMAGED_KEPT = 2
-ATTEMPTS = 3
-
-T = TypeVar("T")
-
-_SCHEMA = """
-CREATE TABLE entry (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, stream TEXT NOT NULL, priority INTEGER NOT NULL, at_s REAL NOT NULL,
-    bytes INTEGER NOT NULL, payload BLOB NOT NULL
-);
-CREATE INDEX entry_order ON entry (priority DESC, id);
-CREATE INDEX entry_age ON entry (at_s);
-CREATE TABLE tally (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-INSERT INTO tally VALUES ('bytes', 0), ('entries', 0), ('dropped', 0);
-INSERT INTO sqlite_sequence VALUES ('entry', {first_id})
-"""
-_IDS_A_FILE = 1 << 40
+FLUSH_S = 0.5
+"""Buffered entries are on the disk so many seconds after they were appended, or sooner."""
+DECODED_BLOCKS = 2
 
 
 @dataclass(frozen=True)
@@ -56,7 +46,7 @@ class Entry:
 
     Attributes:
         id: Counts up, and is never used twice, also not by the file that replaces a damaged one.
-        at_s: Wall clock when it was appended, seconds since 1970 UTC.
+        at_s: Wall clock when it was appended, seconds since 1970 UTC, to the millisecond.
     """
 
     id: int
@@ -68,24 +58,27 @@ class Entry:
 
 @dataclass(frozen=True)
 class OutboxSize:
-    """What the outbox holds: entries, and the bytes that count against its bound."""
+    """What the outbox holds: entries, and the stored bytes that count against its bound."""
 
     entries: int
     bytes: int
 
 
 class Outbox:
-    """A durable, bounded queue with peek and acknowledge; safe for several threads and processes.
+    """A durable, bounded queue with peek and acknowledge; safe for several threads and processes, and over ``fork``.
 
     Args:
         path: The SQLite file; ``NAME-wal``, ``NAME-shm``, ``NAME.lock`` and ``NAME.generation`` lie beside it.
-        max_bytes: Bound on payloads plus `ENTRY_BYTES` each.
-        max_age_s: Entries older than this are dropped at the next append.
+        max_bytes: Bound on stored bytes; entries leave a block at a time, a sixteenth of the bound or 512 at most.
+        max_age_s: Entries older than this are dropped at the next append, some up to a 64th of it earlier.
         clock: Wall clock, seconds since 1970 UTC.
+        sealer: Seals what is stored. A file that was ever opened with one is refused without, and what lay in it plain
+            is sealed when it is first opened with one.
+        flush_s: Longest stay in memory of what was appended with ``durable=False``, in seconds.
 
     Raises:
         StorageError: The disk refuses, or the file has another schema version.
-        InputError: A bound is not positive.
+        InputError: A bound is not positive, or the file is sealed and no sealer is given.
     """
 
     def __init__(
@@ -95,39 +88,55 @@ class Outbox:
         max_bytes: int = MAX_BYTES,
         max_age_s: float = MAX_AGE_S,
         clock: Callable[[], float] = time.time,
+        sealer: Sealer | None = None,
+        flush_s: float = FLUSH_S,
     ) -> None:
-        if max_bytes < 1 or not max_age_s > 0:
-            raise InputError(f"outbox {path}: max_bytes {max_bytes} and max_age_s {max_age_s} must be positive")
+        if max_bytes < 1 or not max_age_s > 0 or not flush_s > 0:
+            raise InputError(
+                f"outbox {path}: max_bytes {max_bytes}, max_age_s {max_age_s} and flush_s {flush_s} must be positive"
+            )
         self.path = path
-        self._max_bytes, self._max_age_s, self._clock = max_bytes, max_age_s, clock
-        self._lock_path = path.with_name(path.name + ".lock")
-        self._lock = threading.RLock()
-        self._generation_path = path.with_name(path.name + ".generation")
-        self._file: SqliteFile | None = None
-        self._generation = 0
-        self._inode = 0
-        make_private_folder(path.parent)
-        self._run(lambda file: None)
+        self._bounds, self._clock, self._sealer = Bounds(max_bytes, max_age_s), clock, sealer
+        self._decoded: OrderedDict[tuple[int, int], list[tuple[float, bytes]]] = OrderedDict()
+        self._buffer = WriteBuffer(self._write, flush_s=flush_s, after_fork=self._after_fork)
+        self._file = RenewedFile(
+            path,
+            schema=lambda generation: table.SCHEMA.format(first_id=table.first_id(generation)),
+            version=table.VERSION,
+            upgrades={1: self._upgrade},
+            opened=self._settle_sealing,
+        )
 
-    def append(self, stream: str, payload: bytes, *, priority: int = 0) -> int:
-        """Keep one payload; when this returns it is on disk.
+    def append(self, stream: str, payload: bytes, *, priority: int = 0, durable: bool = True) -> int:
+        """Keep one payload.
 
         Args:
             stream: What kind of thing it is, e.g. ``stats``, ``event``, ``capture``.
-            payload: At most ``max_bytes`` less `ENTRY_BYTES`.
+            payload: At most ``max_bytes`` less `ROW_BYTES`.
             priority: Higher ones are sent first and dropped last.
+            durable: Return when it is on the disk. False: it is there within ``flush_s`` seconds, and a kill before
+                then loses it; entries of a priority above 0 are durable all the same.
 
         Returns:
-            The entry's id.
+            The entry's id; 0 while it is not on the disk.
 
         Raises:
             InputError: The payload alone is larger than the outbox.
             StorageError: The disk refuses; nothing was appended.
+            TrustError: The vault refuses; nothing was appended.
         """
-        size = len(payload) + ENTRY_BYTES
-        if size > self._max_bytes:
-            raise InputError(f"{self.path}: an entry of {size} bytes, the outbox holds {self._max_bytes}")
-        return self._run(lambda file: self._insert(file, stream, payload, priority, size))
+        size = len(payload) + ROW_BYTES
+        if size > self._bounds.max_bytes:
+            raise InputError(f"{self.path}: an entry of {size} bytes, the outbox holds {self._bounds.max_bytes}")
+        entry = Waiting(stream, priority, self._clock(), payload)
+        if durable or priority > 0:
+            return self._buffer.add_and_flush(entry)
+        self._buffer.add(entry)
+        return 0
+
+    def flush(self) -> None:
+        """Put on the disk what this process has appended; raises as `append` does, and keeps what was not written."""
+        self._buffer.flush()
 
     def peek(self, limit: int = 60, max_bytes: int = 1 << 20, *, stream: str | None = None) -> list[Entry]:
         """The next entries to send, highest priority first, then oldest first; they stay until acknowledged.
@@ -138,11 +147,19 @@ class Outbox:
             stream: Only this stream.
         """
         where, values = ("stream = ?", (stream,)) if stream is not None else ("1", ())
-        return self._select(where, values, "priority DESC, id", limit, max_bytes)
+        return self._select(where, values, "priority DESC, first_id", 0, limit, max_bytes)
 
     def newer(self, entry_id: int, limit: int = 60, *, stream: str) -> list[Entry]:
         """Entries of a stream appended after ``entry_id``, oldest first, whether or not others were acknowledged."""
-        return self._select("id > ? AND stream = ?", (entry_id, stream), "id", limit, 1 << 30)
+        where = (
+            "stream = ? AND first_id >= "
+            "coalesce((SELECT max(first_id) FROM block WHERE stream = ? AND first_id <= ?), 0)"
+        )
+        return self._select(where, (stream, stream, entry_id), "first_id", entry_id, limit, 1 << 30)
+
+    def newest(self) -> int:
+        """Id of the entry that was appended last, whether or not it is still there."""
+        return self._tally("next_id") - 1
 
     def acknowledge(self, ids: Iterable[int], *, dropped: bool = False) -> int:
         """Forget entries that have arrived; unknown ids are ignored, so that doing it twice is harmless.
@@ -155,7 +172,31 @@ class Outbox:
             How many entries were there.
         """
         wanted = list(ids)
-        return self._run(lambda file: self._delete(file, wanted, dropped))
+
+        def run(file: SqliteFile) -> int:
+            with file.write() as db:
+                taken = table.take_out(db, wanted)
+                table.add_to_tally(db, "dropped", taken if dropped else 0)
+            return taken
+
+        return self._file.run(run) if wanted else 0
+
+    def erase(self, ids: Iterable[int]) -> int:
+        """Forget entries and overwrite what is stored of them, in the file and in its log, before this returns.
+
+        What the disk keeps below the file system (copies on flash) stays sealed, if there is a vault.
+
+        Returns:
+            How many entries were there.
+        """
+        wanted = list(ids)
+
+        def run(file: SqliteFile) -> int:
+            with file.rewrite() as db:
+                return table.erase(db, wanted, self._sealer)
+
+        self._decoded.clear()
+        return self._file.run(run) if wanted else 0
 
     def dropped(self) -> int:
         """How many entries were ever dropped unsent, for want of room or for age, over restarts."""
@@ -163,160 +204,174 @@ class Outbox:
 
     def damaged(self) -> int:
         """How many damaged or removed files were ever replaced; what they held is not counted in `dropped`."""
-        return self._read_generation()
+        return self._file.read_generation()
 
     def size(self) -> OutboxSize:
         """Entries and bytes held now."""
         return OutboxSize(self._tally("entries"), self._tally("bytes"))
 
-    def close(self) -> None:
-        """Close the file; calling it twice is harmless, and using the outbox again opens it again."""
-        with self._lock:
-            if self._file is not None:
-                self._file.close()
-                self._file = None
+    def keys_in_use(self) -> set[int]:
+        """Numbers of the vault's keys that stored entries need, for `Vault.retire`."""
 
-    def _insert(self, file: SqliteFile, stream: str, payload: bytes, priority: int, size: int) -> int:
-        now = self._clock()
-        with file.write() as db:
-            cursor = db.execute(
-                "INSERT INTO entry (stream, priority, at_s, bytes, payload) VALUES (?, ?, ?, ?, ?)",
-                (stream, priority, now, size, payload),
-            )
-            _count(db, 1, size)
-            doomed = db.execute(
-                "SELECT id, bytes FROM entry WHERE at_s < ? AND at_s > ?", (now - self._max_age_s, CLOCK_WAS_SET_S)
-            ).fetchall()
-            _drop(db, doomed)
-            (held,) = db.execute("SELECT value FROM tally WHERE name = 'bytes'").fetchone()
-            while held > self._max_bytes:
-                doomed = list(_until(held - self._max_bytes, db.execute(
-                    "SELECT id, bytes FROM entry WHERE priority = (SELECT min(priority) FROM entry) ORDER BY id"
-                )))  # fmt: skip
-                _drop(db, doomed)
-                held -= sum(freed for _, freed in doomed)
-        assert cursor.lastrowid is not None
-        return cursor.lastrowid
-
-    def _delete(self, file: SqliteFile, ids: list[int], dropped: bool) -> int:
-        with file.write() as db:
-            found = [
-                row for i in ids for row in db.execute("SELECT id, bytes FROM entry WHERE id = ?", (i,)).fetchall()
-            ]
-            found = list(dict(found).items())
-            _drop(db, found, dropped=dropped)
-        return len(found)
-
-    def _select(self, where: str, values: tuple[object, ...], order: str, limit: int, max_bytes: int) -> list[Entry]:
-        query = f"SELECT id, stream, payload, at_s, priority FROM entry WHERE {where} ORDER BY {order} LIMIT ?"  # noqa: S608
-
-        def run(file: SqliteFile) -> list[Entry]:
-            entries: list[Entry] = []
-            total = 0
+        def run(file: SqliteFile) -> set[int]:
             with file.read() as db:
-                for row in db.execute(query, (*values, limit)):
-                    total += len(row[2])
-                    if entries and total > max_bytes:
-                        break
-                    entries.append(Entry(*row))
-            return entries
+                return {int(key) for (key,) in db.execute("SELECT DISTINCT key FROM block")}
 
-        return self._run(run)
+        return self._file.run(run)
+
+    def tend_keys(self, max_age_s: float = KEY_AGE_S) -> list[int]:
+        """Seal with a new key from time to time, and destroy old ones that no stored entry needs; now and then.
+
+        Returns:
+            Numbers of the destroyed keys.
+        """
+        return self._sealer.tend(self.keys_in_use(), max_age_s) if self._sealer is not None else []
+
+    def close(self) -> None:
+        """Flush and close the file; calling it twice is harmless, and using the outbox again opens it again."""
+        try:
+            self._buffer.close()
+        finally:
+            self._file.close()
+
+    def _write(self, entries: list[Pending]) -> None:
+        """Store entries in one transaction, and tell each its id; for the buffer."""
+        waiting = [pending.entry for pending in entries]
+        cut = runs(waiting, block_bytes=self._bounds.block_bytes, span_s=self._bounds.span_s)
+        batch = [(run, pack([(entry.at_s, entry.payload) for entry in run])) for run in cut]
+
+        def run(file: SqliteFile) -> int:
+            with file.write() as db:
+                self._require_sealer(db)
+                return table.put(db, batch, self._clock(), self._bounds, self._sealer)
+
+        first = self._file.run(run)
+        for offset, pending in enumerate(entries):
+            pending.id = first + offset
+
+    def _select(
+        self, where: str, values: tuple[object, ...], order: str, after: int, limit: int, max_bytes: int
+    ) -> list[Entry]:
+        self._buffer.flush_if_possible()
+        query = f"SELECT first_id, count, stream, priority, key, gone, data FROM block WHERE {where} ORDER BY {order}"  # noqa: S608
+        while True:
+            spoiled: list[int] = []
+
+            def run(file: SqliteFile, spoiled: list[int] = spoiled) -> list[Entry]:
+                entries: list[Entry] = []
+                with file.read() as db:
+                    for first, count, stream, priority, key, gone, data in db.execute(query, values):
+                        try:
+                            found = self._decode(Place(first, count, stream, priority), key, data)
+                        except TrustError as exc:
+                            log.warning("outbox: %s; its %d entries are dropped", exc.message, count)
+                            spoiled.append(first)
+                            continue
+                        if _take(entries, first, stream, priority, gone, found, after, limit, max_bytes):
+                            break
+                return entries
+
+            entries = self._file.run(run)
+            if not spoiled:
+                return entries
+            self._file.run(lambda file, spoiled=spoiled: _drop_blocks(file, spoiled))  # type: ignore[misc]
+
+    def _decode(self, place: Place, key: int, data: bytes) -> list[tuple[float, bytes]]:
+        """The entries of a block; the last few blocks are remembered, because a batch is a part of a block."""
+        name = place.first_id, place.count
+        found = self._decoded.get(name)
+        if found is None:
+            found = open_block(data, key, place, self._sealer)
+            self._decoded[name] = found
+            while len(self._decoded) > DECODED_BLOCKS:
+                self._decoded.popitem(last=False)
+        return found
 
     def _tally(self, name: str) -> int:
         def run(file: SqliteFile) -> int:
             with file.read() as db:
-                return int(db.execute("SELECT value FROM tally WHERE name = ?", (name,)).fetchone()[0])
+                return table.tally(db, name)
 
-        return self._run(run)
+        self._buffer.flush_if_possible()
+        return self._file.run(run)
 
-    def _run(self, action: Callable[[SqliteFile], T]) -> T:
-        """Do one thing with the file of the present generation; a damaged one is replaced and the thing done again."""
-        for attempt in range(ATTEMPTS):
-            with self._lock:
-                generation = -1
-                try:
-                    if self._file is None:
-                        self._open()
-                    with hold_lock(self._lock_path, shared=True, wait=True):
-                        generation = self._generation
-                        if self._file is not None and self._current(self._file):
-                            return action(self._file)
-                    self._replace(generation)
-                except StorageError as exc:
-                    if not is_damage(exc) or attempt == ATTEMPTS - 1:
-                        raise
-                    log.warning("outbox: %s; a new file is made", exc.message)
-                    self._replace(self._generation)
-        raise StorageError(f"{self.path}: was damaged or removed {ATTEMPTS} times in a row")
-
-    def _current(self, file: SqliteFile) -> bool:
-        """Whether ``file`` is still the one that everybody appends to, and still there."""
-        if self._read_generation() != self._generation:
-            return False
-        try:
-            return os.stat(file.path).st_ino == self._inode
-        except FileNotFoundError:
-            return False
-
-    def _open(self) -> None:
-        with hold_lock(self._lock_path, wait=True):
-            self._generation = self._read_generation()
-            path = self._path_of(self._generation)
-            self._file = SqliteFile(
-                path, schema=_SCHEMA.format(first_id=self._generation * _IDS_A_FILE), version=VERSION
+    def _require_sealer(self, db: sqlite3.Connection) -> None:
+        if self._sealer is None and table.tally(db, "sealed"):
+            raise InputError(
+                f"{self.path}: what is in it is sealed, and no vault was given",
+                "Open the data folder's vault, and give its sealer to the outbox.",
             )
-            self._inode = os.stat(path).st_ino
 
-    def _replace(self, generation: int) -> None:
-        """Leave the file of ``generation`` behind for a new name, unless another process did so already.
+    def _upgrade(self, db: sqlite3.Connection) -> None:
+        table.upgrade_from_1(db, self._bounds, self._sealer)
 
-        It is not renamed: a process that still has it open would, on closing, delete the new file's log by its name.
-        """
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-        with hold_lock(self._lock_path, wait=True):
-            if self._read_generation() != generation:
-                return
-            write_durable(self._generation_path, str(generation + 1).encode())
-            for old in range(max(0, generation + 1 - DAMAGED_KEPT)):
-                for suffix in ("", "-wal", "-shm"):
-                    self._path_of(old).with_name(self._path_of(old).name + suffix).unlink(missing_ok=True)
+    def _settle_sealing(self, file: SqliteFile) -> None:
+        with file.read() as db:
+            self._require_sealer(db)
+            sealed = table.tally(db, "sealed")
+        if self._sealer is not None and not sealed:
+            with file.rewrite() as db:
+                table.seal_all(db, self._sealer)
 
-    def _read_generation(self) -> int:
-        try:
-            return int(self._generation_path.read_bytes())
-        except FileNotFoundError:
-            return 0
-        except ValueError as exc:
-            raise StorageError(f"{self._generation_path}: expected a number", "Remove the file.") from exc
-        except OSError as exc:
-            raise as_storage_error(exc, self._generation_path) from exc
-
-    def _path_of(self, generation: int) -> Path:
-        return self.path.with_name(f"{self.path.name}.{generation}") if generation else self.path
+    def _after_fork(self) -> None:
+        self._decoded = OrderedDict()
+        self._file.after_fork()
 
 
-def _drop(db: sqlite3.Connection, rows: Iterable[tuple[int, int]], *, dropped: bool = True) -> None:
-    """Delete entries given as (id, bytes), and keep the tallies."""
-    doomed = list(rows)
-    if doomed:
-        db.executemany("DELETE FROM entry WHERE id = ?", [(entry_id,) for entry_id, _ in doomed])
-        _count(db, -len(doomed), -sum(size for _, size in doomed))
-        if dropped:
-            db.execute("UPDATE tally SET value = value + ? WHERE name = 'dropped'", (len(doomed),))
+def _take(
+    entries: list[Entry],
+    first: int,
+    stream: str,
+    priority: int,
+    gone: bytes | None,
+    found: list[tuple[float, bytes]],
+    after: int,
+    limit: int,
+    max_bytes: int,
+) -> bool:
+    """Add a block's entries that are still there; whether the limits were reached."""
+    bits = int.from_bytes(gone or b"", "little")
+    total = sum(len(entry.payload) for entry in entries)
+    for offset, (at_s, payload) in enumerate(found):
+        if first + offset <= after or bits >> offset & 1:
+            continue
+        total += len(payload)
+        if len(entries) >= limit or (entries and total > max_bytes):
+            return True
+        entries.append(Entry(first + offset, stream, payload, at_s, priority))
+    return len(entries) >= limit
 
 
-def _count(db: sqlite3.Connection, entries: int, size: int) -> None:
-    db.execute("UPDATE tally SET value = value + ? WHERE name = 'entries'", (entries,))
-    db.execute("UPDATE tally SET value = value + ? WHERE name = 'bytes'", (size,))
+def _drop_blocks(file: SqliteFile, first_ids: Iterable[int]) -> None:
+    with file.write() as db:
+        for first in first_ids:
+            table.drop(
+                db, db.execute("SELECT first_id, live, bytes FROM block WHERE first_id = ?", (first,)).fetchall()
+            )
 
 
-def _until(excess: int, rows: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """The first rows that together hold ``excess`` bytes."""
-    for entry_id, size in rows:
-        if excess <= 0:
-            return
-        yield entry_id, size
-        excess -= size
+def open_outbox(
+    data_folder: Path, settings: Settings | None = None, *, clock: Callable[[], float] = time.time
+) -> Outbox:
+    """The sealed outbox of a device's data folder, as its settings say: for the agent and for every app process.
+
+    Args:
+        data_folder: Where ``outbox.db`` and ``vault/`` lie.
+        settings: None reads those of the data folder.
+        clock: Wall clock, seconds since 1970 UTC.
+
+    Raises:
+        TrustError: The vault's key is another one, or it lies in the data folder and that is not allowed.
+        InputError: A setting is wrong.
+        StorageError: The disk refuses.
+    """
+    settings = settings or Settings.read(data_folder)
+    vault = open_vault(
+        data_folder,
+        kind=settings["safety.keystore"],
+        key_file=settings["safety.key_file"],
+        require_external=settings["safety.require_external_key"],
+        clock=clock,
+    )
+    bound = int(settings["telemetry.outbox_mb"] * 2**20)
+    return Outbox(data_folder / "outbox.db", max_bytes=bound, clock=clock, sealer=vault.sealer(PURPOSE))

@@ -1,5 +1,8 @@
 """From the outbox to the controller: telemetry in batches, all else one message an entry, forgotten after PUBACK.
 
+A broker acknowledges what nobody reads. Where the controller has said that it is away (its will, retained on
+``repo/controller``), everything stays in the outbox until it is back; where it never said anything, everything is sent.
+
 A batch is a JSON object ``{"format": 1, "dropped": N, "records": [...]}`` under zlib (RFC 1950); its content type is
 ``application/json+zlib``. Delivery is at least once: the reader tells repeated records by boot, source and sequence.
 """
@@ -13,16 +16,18 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 
+from kasmina_edge.contracts.presence import ControllerState
 from kasmina_edge.contracts.record import MAX_COUNT, TelemetryRecord
 from kasmina_edge.contracts.topics import Topics
 from kasmina_edge.errors import InputError, LinkError
 from kasmina_edge.telemetry.outbox import Entry, Outbox
-from kasmina_edge.transport.transport import Transport
+from kasmina_edge.transport.transport import Message, Transport
 
 log = logging.getLogger(__name__)
 
 STATS = "stats"
 EVENT = "event"
+ALERT = "alert"
 BATCH_CONTENT_TYPE = "application/json+zlib"
 EVENT_CONTENT_TYPE = "application/json"
 OTHER_CONTENT_TYPE = "application/octet-stream"
@@ -31,6 +36,13 @@ MAX_BATCH_BYTES = 128 * 1024
 MAX_DECODED_BYTES = 4 * 1024 * 1024
 MAX_DECODED_RECORDS = 1000
 MESSAGES_A_PUMP = 32
+LOOK_BACK = 2000
+"""Entries of earlier runs that a new publisher shows the device itself, at most."""
+PAGES_A_PUMP = 4
+RESUME_S = 5.0
+"""A fleet that waited for its controller comes back spread over so many seconds."""
+LISTEN_S = 2.0
+"""After a new connection the controller's retained state has so many seconds to arrive."""
 
 
 def encode_batch(payloads: Sequence[bytes], *, dropped: int = 0) -> bytes:
@@ -90,7 +102,7 @@ class Publisher:
 
     Args:
         outbox: Where entries come from: stream ``stats`` holds telemetry records, ``event`` audit events; any other
-            stream goes to its own topic ``t/<stream>`` as it is.
+            stream goes to its own topic ``t/<stream>`` as it is, ``alert`` as JSON.
         transport: A link that reconnects by itself.
         topics: The site's topics.
         device: This device.
@@ -124,7 +136,16 @@ class Publisher:
         self._failures = 0
         self._paused_at: float | None = None
         self._pause = 0.0
-        self._observed = 0
+        self._observed: int | None = None
+        self._away_on: int | None = None  # the connection on which the controller was last heard to be away
+        self._link: tuple[int, float] = (-1, 0.0)
+        self._waits_for = ""
+        transport.subscribe(topics.controller(), self._on_controller)
+
+    @property
+    def waits_for(self) -> str:
+        """What holds up the sending, as of the last pump: ``link``, ``controller``, ``pause``, or nothing."""
+        return self._waits_for
 
     def pump(self, *, observe: Callable[[list[TelemetryRecord]], None] | None = None, force: bool = False) -> int:
         """Send what is due; to be called now and then, from one thread.
@@ -134,14 +155,19 @@ class Publisher:
             force: Do not wait for a batch to fill.
 
         Returns:
-            Entries that were sent and acknowledged; 0 while the link is down or a failure is being waited out.
+            Entries that were sent and acknowledged; 0 while the link is down, the controller is away, or a failure is
+            being waited out.
 
         Raises:
             StorageError: The outbox cannot be read or written.
         """
         if observe is not None:
             self._show(observe)
-        if not self._transport.connected or self._pausing():
+        waits_for = self._obstacle()
+        if waits_for == "controller" != self._waits_for:
+            log.info("telemetry waits: the controller is away")
+        self._waits_for = waits_for
+        if waits_for:
             return 0
         sent = 0
         try:
@@ -173,7 +199,8 @@ class Publisher:
         try:
             if stream == STATS:
                 return self._send_records(batch)
-            topic, kind = self._topics.telemetry(self._device, stream), OTHER_CONTENT_TYPE
+            topic = self._topics.telemetry(self._device, stream)
+            kind = EVENT_CONTENT_TYPE if stream == ALERT else OTHER_CONTENT_TYPE
             if stream == EVENT:
                 topic, kind = self._topics.event(self._device), EVENT_CONTENT_TYPE
             self._transport.publish(topic, batch[0].payload, content_type=kind, wait_s=self._wait_s)
@@ -196,11 +223,49 @@ class Publisher:
         return self._outbox.acknowledge(entry.id for entry in readable)
 
     def _show(self, observe: Callable[[list[TelemetryRecord]], None]) -> None:
-        while entries := self._outbox.newer(self._observed, MAX_DECODED_RECORDS, stream=STATS):
+        if self._observed is None:
+            self._observed = max(0, self._outbox.newest() - LOOK_BACK)
+        for _ in range(PAGES_A_PUMP):
+            entries = self._outbox.newer(self._observed, MAX_DECODED_RECORDS, stream=STATS)
+            if not entries:
+                return
             self._observed = entries[-1].id
             records = [record for record in map(_record, entries) if record is not None]
             if records:
                 observe(records)
+
+    def _obstacle(self) -> str:
+        if not self._transport.connected:
+            return "link"
+        if self._controller_away():
+            return "controller"
+        return "pause" if self._pausing() else ""
+
+    def _controller_away(self) -> bool:
+        """What was heard on an earlier connection holds until its retained state has had the time to arrive again."""
+        connections, now = self._transport.connections, self._clock()
+        if connections != self._link[0]:
+            self._link = (connections, now)
+        away_on = self._away_on
+        if away_on is None:
+            return False
+        if away_on == connections or 0.0 <= now - self._link[1] < LISTEN_S:
+            return True
+        self._away_on = None  # nothing is retained any more: not known
+        return False
+
+    def _on_controller(self, message: Message) -> None:
+        """On the network thread."""
+        try:
+            online = not message.payload or ControllerState.from_bytes(message.payload, where=message.topic).online
+        except InputError as exc:
+            log.warning("%s", exc.message)
+            return
+        if not online:
+            self._away_on = self._transport.connections
+        elif self._away_on is not None:
+            self._pause, self._paused_at = self._rng.uniform(0.0, RESUME_S), self._clock()
+            self._away_on = None
 
     def _pausing(self) -> bool:
         if self._paused_at is None:

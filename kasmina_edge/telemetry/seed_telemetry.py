@@ -1,7 +1,8 @@
 """The collector: what an app process sees, summed up window by window into telemetry records.
 
 Every inference pays for a count, a latency bucket and a label; drift features are taken of sampled frames only. What
-was not measured in a window is None in its record, never zero.
+was not measured in a window is None in its record, never zero. What changes slowly comes with one record in many:
+`kasmina_edge.telemetry.details`.
 """
 
 from __future__ import annotations
@@ -14,13 +15,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import numpy.typing as npt
 
 from kasmina_edge.contracts.manifest import DomainStatistics
-from kasmina_edge.contracts.record import TelemetryRecord
+from kasmina_edge.contracts.record import SeedTelemetry, Summary, TelemetryRecord
 from kasmina_edge.errors import InputError, KasminaError
 from kasmina_edge.safety.drift import FEATURES, drift_score, features, smallest_window
-from kasmina_edge.telemetry.sketch import BUCKET_OFFSET, LOG_SCALE, LogHistogram, Moments
+from kasmina_edge.telemetry.details import PERIOD_S, Details, SiteSource, short, with_latency
+from kasmina_edge.telemetry.sketch import BUCKET_OFFSET, LOG_SCALE, LogHistogram, Moments, bucket_of
+
+__all__ = ["Collector", "SeedTelemetry", "Slot"]
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +47,8 @@ class _Subject:
 
 class _Window:
     __slots__ = (
-        "check_correct", "checks", "features", "frames", "labels", "latency", "sample_at", "slowest", "started_s",
+        "check_correct", "checks", "features", "frames", "labels", "latency", "sample_at", "scores", "slowest",
+        "started_s",
     )  # fmt: skip
 
     def __init__(self, started_s: float) -> None:
@@ -55,6 +61,7 @@ class _Window:
         self.checks = 0
         self.check_correct = 0
         self.features: dict[str, Moments] = {}
+        self.scores: defaultdict[int, int] = defaultdict(int)
 
 
 class Collector:
@@ -81,6 +88,7 @@ class Collector:
         sample_every: Frames are looked at for drift features at least so many inferences apart, the first that a window
             is given included.
         first_sequence: Sequence number of the first record.
+        details_s: Seconds between records that carry sketches, hardware and seed sites; 0: all of them do.
 
     Raises:
         InputError: A value that no record can carry, or a window that could never end.
@@ -104,6 +112,7 @@ class Collector:
         window_s: float = 2.0,
         sample_every: int = 2,
         first_sequence: int = 0,
+        details_s: float = PERIOD_S,
     ) -> None:
         if window_frames < 1 or sample_every < 1 or not window_s > 0:
             raise InputError(
@@ -124,6 +133,7 @@ class Collector:
         self._window_frames, self._window_s, self._sample_every = window_frames, window_s, sample_every
         self._sequence = first_sequence
         self._lost = 0
+        self._details = Details(details_s)
         self._lock = threading.Lock()
         self._window: _Window | None = None
         self._recent: deque[tuple[int, dict[str, float]]] = deque(maxlen=64)  # sampled frames, feature sums
@@ -161,6 +171,36 @@ class Collector:
         if ends:
             self._finish(window, now)
 
+    def observe_many(
+        self, latencies_us: npt.NDArray[np.float64], label_indices: npt.NDArray[np.intp] | None, began_s: float
+    ) -> None:
+        """Take a run of inferences into account at once: as `observe` for each, where no frame is looked at.
+
+        The caller sees to it that no window ends before the last of them.
+
+        Args:
+            latencies_us: Wall times, as of `observe`.  # (N,)
+            label_indices: Top classes, or None when the model has none.  # (N,)
+            began_s: When the first of them was, by the collector's clock; the clock itself tells of the last.
+        """
+        now = self._clock()
+        good = latencies_us[(latencies_us > 0.0) & np.isfinite(latencies_us)]
+        buckets = (np.log(good) * LOG_SCALE + BUCKET_OFFSET).astype(np.int64)
+        with self._lock:
+            window = self._window
+            if window is None:
+                window = self._window = _Window(began_s)
+            window.frames += len(latencies_us)
+            for index, count in zip(*np.unique(buckets, return_counts=True), strict=True):
+                window.latency[int(index)] += int(count)
+            window.slowest = max(window.slowest, float(good.max(initial=0.0)))
+            if label_indices is not None:
+                for index, count in zip(*np.unique(label_indices, return_counts=True), strict=True):
+                    window.labels[int(index)] += int(count)
+            ends = window.frames >= self._window_frames or not 0.0 <= now - window.started_s < self._window_s
+        if ends:
+            self._finish(window, now)
+
     def check(self, correct: bool) -> None:
         """Count one check frame: a known scene that went through the device's own sensor path."""
         now = self._clock()
@@ -170,11 +210,34 @@ class Collector:
             self._window.checks += 1
             self._window.check_correct += bool(correct)
 
-    def flush(self) -> None:
-        """Finish the window now; a window that saw nothing gives no record."""
+    def sites(self, source: SiteSource | None) -> None:
+        """From here on, records with details carry the hardware and seed sites that ``source`` gives.
+
+        It is asked outside of the collector's lock, on the thread that finishes the window. `switch` forgets it.
+        """
+        with self._lock:
+            self._details.source = source
+
+    def accelerator(self, runs_on: str, kind: str, cause: str) -> None:
+        """Count an event of the accelerator; the next record with details carries it.
+
+        Args:
+            runs_on: Who answers from now on, as people read it.
+            kind: What happened, e.g. ``hang`` or ``back``.
+            cause: One sentence.
+        """
+        with self._lock:
+            self._details.accelerator(runs_on, kind, cause)
+
+    def flush(self, *, details: bool = False) -> None:
+        """Finish the window now; a window that saw nothing gives no record.
+
+        Args:
+            details: Its record carries the details, due or not: for the last one before the process ends.
+        """
         window = self._window
         if window is not None:
-            self._finish(window, self._clock())
+            self._finish(window, self._clock(), details=details)
 
     def flush_if_due(self) -> None:
         """Finish the window when its time is over; for a timer thread."""
@@ -193,10 +256,11 @@ class Collector:
         labels: Sequence[str],
     ) -> None:
         """Finish the window of the old bundle, and count for another one from here on; arguments as of the class."""
-        self.flush()
+        self.flush(details=True)
         with self._lock:
             self._subject = _Subject(bundle, release, slot, trial, tuple(domains), tuple(labels))
             self._recent.clear()
+            self._details.source = None
 
     @property
     def next_sequence(self) -> int:
@@ -213,14 +277,22 @@ class Collector:
                 if name not in moments:
                     moments[name] = Moments()
                 moments[name].add(value)
+            if score is not None and score > 0.0:
+                window.scores[max(0, bucket_of(score))] += 1
 
-    def _finish(self, window: _Window, now: float) -> None:
+    def _finish(self, window: _Window, now: float, *, details: bool = False) -> None:
+        fields: dict[str, Any] | None = None
         with self._lock:
             if self._window is not window:  # another thread finished it
                 return
             self._window = None
             record = self._record(window, now)
             self._sequence += 1
+            self._details.add(window.latency, window.scores)
+            if details or self._details.is_due(now):
+                fields, source = self._details.take(now)
+        if fields is not None:
+            record = _with_details(record, fields, source)
         try:
             self._emit(record)
         except KasminaError as exc:
@@ -243,16 +315,16 @@ class Collector:
             source=self._source,
             boot=self._boot,
             sequence=self._sequence,
-            started_s=window.started_s,
-            duration_s=max(0.0, now - window.started_s),
+            started_s=round(window.started_s, 3),
+            duration_s=round(max(0.0, now - window.started_s), 3),
             frames=window.frames,
             sampled=sampled,
-            input=inputs.summary() if inputs else None,
-            score=score.summary() if score else None,
-            features={name: m.mean for name, m in window.features.items()} if sampled else None,
+            input=_short_summary(inputs),
+            score=_short_summary(score),
+            features={name: short(m.mean) for name, m in window.features.items()} if sampled else None,
             latency_us=_quantiles(window),
             labels=_label_names(window.labels, subject.labels) if window.labels else None,
-            drift=drift,
+            drift=None if drift is None else short(drift),
             drift_domain=domain,
             check_frames=window.checks,
             check_correct=window.check_correct,
@@ -280,12 +352,35 @@ class Collector:
         return None, None
 
 
+def _with_details(record: TelemetryRecord, fields: dict[str, Any], source: SiteSource | None) -> TelemetryRecord:
+    """The record with the slow-changing parts; a source that fails costs no record."""
+    try:
+        hardware = source.hardware() if source is not None else None
+        seeds = tuple(source.take((record.latency_us or {}).get("p50"))) if source is not None else ()
+    except Exception:  # a source is a plug-in
+        log.exception("telemetry: seed figures were lost")
+        hardware, seeds = None, ()
+    fields["hardware"] = with_latency(hardware, record.latency_us)
+    fields["seeds"] = seeds or None
+    return record.model_copy(update=fields)
+
+
 def _quantiles(window: _Window) -> dict[str, float] | None:
     if not window.latency:
         return None
     sketch = LogHistogram(window.latency)
     found = {name: sketch.quantile(share) for name, share in (("p50", 0.5), ("p99", 0.99))}
-    return {**{n: min(v, window.slowest) for n, v in found.items() if v is not None}, "max": window.slowest}
+    least = {n: min(v, window.slowest) for n, v in found.items() if v is not None}
+    return {name: short(value) for name, value in {**least, "max": window.slowest}.items()}
+
+
+def _short_summary(moments: Moments | None) -> Summary | None:
+    """Moments in seven digits: what float32 frames can tell, and a third less on disk and on the wire."""
+    summary = moments.summary() if moments is not None else None
+    if summary is None:
+        return None
+    values = ("mean", "variance", "minimum", "maximum")
+    return summary.model_copy(update={name: short(getattr(summary, name)) for name in values})
 
 
 def _label_names(counts: dict[int, int], labels: tuple[str, ...]) -> dict[str, int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,14 +39,25 @@ class SqliteFile:
         path: The file; its folder is made (0700) when missing, the file 0600.
         schema: Statements that make the tables, run once in a new file.
         version: Schema version, kept in ``user_version``; a file of another version is refused.
+        upgrades: By an older version, what turns its tables into those of ``version``; it happens in one transaction,
+            and what the old tables held is overwritten in the file.
         check: Read the whole file once for damage (some ms a MB); without it damage shows when it is met.
 
     Raises:
         StorageError: The disk refuses, the file is damaged (see `is_damage`), or of another version.
     """
 
-    def __init__(self, path: Path, *, schema: str, version: int, check: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        schema: str,
+        version: int,
+        check: bool = True,
+        upgrades: Mapping[int, Callable[[sqlite3.Connection], None]] | None = None,
+    ) -> None:
         self.path = path
+        self._upgrades = upgrades or {}
         self._lock = threading.RLock()
         make_private_folder(path.parent)
         try:
@@ -97,6 +108,20 @@ class SqliteFile:
             except sqlite3.Error as exc:
                 raise as_sqlite_error(exc, self.path) from exc
 
+    @contextmanager
+    def rewrite(self) -> Iterator[sqlite3.Connection]:
+        """As `write`; what is deleted or replaced is overwritten in the file and in the log before this returns."""
+        with self._lock:
+            with self.read() as db:
+                db.execute("PRAGMA secure_delete=ON")
+            try:
+                with self.write() as db:
+                    yield db
+            finally:
+                with self.read() as db:
+                    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                    db.execute("PRAGMA secure_delete=OFF")
+
     def close(self) -> None:
         """Close the connection; calling it twice is harmless."""
         with self._lock:
@@ -111,16 +136,28 @@ class SqliteFile:
         (found,) = run("PRAGMA user_version").fetchone()
         if found == 0:
             found = self._create(schema, version)
-        if found != version:
-            raise StorageError(
-                f"{self.path}: schema version {found}, this program reads version {version}",
-                "Use the program that wrote it, or move the file aside; a new one is made.",
-            )
         verdict = "ok"
         if check:
             (verdict,) = run("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise _damage(verdict)
+        if found in self._upgrades:
+            found = self._upgrade(version)
+        if found != version:
+            raise StorageError(
+                f"{self.path}: schema version {found}, this program reads version {version}",
+                "Use the program that wrote it, or move the file aside; a new one is made.",
+            )
+
+    def _upgrade(self, version: int) -> int:
+        """Bring older tables up, unless another process was faster; gives the version that the file has then."""
+        with self.rewrite() as db:
+            (found,) = db.execute("PRAGMA user_version").fetchone()
+            if found in self._upgrades:
+                self._upgrades[found](db)
+                db.execute(f"PRAGMA user_version={version:d}")
+                found = version
+        return int(found)
 
     def _create(self, schema: str, version: int) -> int:
         """Make the tables, unless another process was faster; gives the version that the file has then."""

@@ -6,6 +6,7 @@ import json
 import random
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worlds.telemetry import NOW, Clock, make_record
 
+from kasmina_edge.contracts.presence import ControllerState
 from kasmina_edge.contracts.record import MAX_COUNT, TelemetryRecord
 from kasmina_edge.contracts.topics import Topics
 from kasmina_edge.errors import InputError, LinkError
+from kasmina_edge.fleet.presence import Presence, controller_will
 from kasmina_edge.telemetry.outbox import Outbox
 from kasmina_edge.telemetry.publisher import (
     BATCH_CONTENT_TYPE,
+    LISTEN_S,
+    LOOK_BACK,
     MAX_DECODED_BYTES,
+    RESUME_S,
     Publisher,
     decode_batch,
     encode_batch,
@@ -191,6 +197,95 @@ def test_a_message_that_is_too_long_is_dropped_and_counted(world: World) -> None
     world.outbox.append("capture", bytes(world.link.max_payload_bytes + 1))
     world.outbox.append("event", b"{}")
     assert world.publisher.pump() == 1 and world.outbox.dropped() == 1
+
+
+def say(world: World, payload: bytes) -> None:
+    """The controller's retained state, heard by the device when this returns."""
+    world.reader.publish(TOPICS.controller(), payload, retain=True, wait_s=5.0)
+    world.link.subscribe("barrier", lambda m: None).wait(5.0)
+
+
+HERE, AWAY = ControllerState(online=True).to_bytes(), ControllerState(online=False).to_bytes()
+
+
+def test_nothing_is_pumped_into_a_broker_that_nobody_reads(world: World) -> None:
+    world.outbox.append("event", b"{}", priority=1)
+    say(world, AWAY)
+    assert world.publisher.pump() == 0 and world.publisher.waits_for == "controller"
+    assert world.outbox.size().entries == 1
+    say(world, HERE)
+    assert world.publisher.pump() == 0 and world.publisher.waits_for == "pause"  # a fleet does not come back at once
+    world.clock.now += RESUME_S
+    assert world.publisher.pump() == 1 and world.publisher.waits_for == ""
+
+
+def test_a_controller_that_never_said_anything_is_sent_to(world: World) -> None:
+    for payload in (b"", b"not json", b'{"online":"perhaps"}'):
+        world.outbox.append("event", b"{}")
+        if payload:
+            say(world, payload)
+        assert world.publisher.pump() == 1
+
+
+def test_a_state_that_is_no_longer_retained_is_forgotten_with_the_next_connection(world: World) -> None:
+    say(world, AWAY)
+    world.outbox.append("event", b"{}")
+    assert world.publisher.pump() == 0
+    world.broker.stop()
+    assert world.publisher.pump() == 0 and world.publisher.waits_for == "link"
+    world.broker.start(wipe=True)
+    assert world.link.wait_connected(5.0)
+    assert world.publisher.pump() == 0 and world.publisher.waits_for == "controller"  # it may still arrive
+    world.clock.now += LISTEN_S
+    assert world.publisher.pump() == 1
+
+
+def test_the_will_of_a_lost_controller_stops_the_device_and_its_return_starts_it(world: World) -> None:
+    made = MemoryTransport(world.broker, "office", will=replace(controller_will(TOPICS), delay_s=0.0))
+    presence = Presence(made, TOPICS, world.clock)
+    made.connect()
+
+    def settled() -> None:
+        for link in (made, world.link, made, world.link):
+            link.subscribe("barrier", lambda m: None).wait(5.0)
+
+    settled()
+    world.outbox.append("event", b"1")
+    assert world.publisher.pump() == 1
+    made.drop_link()  # it comes back by itself, and says so
+    assert made.wait_connected(5.0)
+    settled()
+    world.clock.now += RESUME_S
+    world.outbox.append("event", b"2")
+    assert world.publisher.pump() == 1
+    world.reader.publish(TOPICS.controller(), AWAY, retain=True, wait_s=5.0)  # another one's late will
+    settled()
+    world.clock.now += RESUME_S
+    world.outbox.append("event", b"3")
+    assert world.publisher.pump() == 1
+    presence.leave()
+    settled()
+    world.outbox.append("event", b"4")
+    assert world.publisher.pump() == 0 and world.publisher.waits_for == "controller"
+    made.close()
+
+
+def test_an_alert_overtakes_everything_and_is_json(world: World) -> None:
+    world.outbox.append("event", b'{"event":"x"}', priority=1)
+    world.outbox.append("alert", b'{"kind":"disk"}', priority=2)
+    assert world.publisher.pump() == 2
+    first = world.messages()[0]
+    assert (first.topic, first.content_type) == ("kasmina/main/d/cam-1/t/alert", "application/json")
+
+
+def test_a_backlog_of_earlier_runs_is_not_shown_whole(world: World) -> None:
+    for i in range(LOOK_BACK + 50):
+        world.outbox.append("stats", make_record(i).to_bytes(), durable=False)
+    world.broker.stop()
+    seen: list[int] = []
+    for _ in range(3):
+        world.publisher.pump(observe=lambda records: seen.extend(r.sequence for r in records))
+    assert seen == list(range(50, LOOK_BACK + 50))
 
 
 def test_batches_are_small(world: World) -> None:

@@ -1,9 +1,7 @@
-"""Looking at files: ``bundle show|verify``, ``profile list|show|check``, ``audit verify|tail``."""
+"""Looking at files: ``bundle show|verify``, ``profile list|show|check``."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import time
 from pathlib import Path
 from typing import Annotated
@@ -11,17 +9,17 @@ from typing import Annotated
 import typer
 
 from kasmina_edge.bundle import read_file
+from kasmina_edge.cli import bundle_create
 from kasmina_edge.cli.output import emit, grid, kilobytes, rows_table
 from kasmina_edge.contracts.canonical import short_digest
 from kasmina_edge.contracts.profile import list_profiles, load_profile, read_profile
-from kasmina_edge.errors import InputError, TrustError
-from kasmina_edge.safety.audit import head_path, tail, verify
+from kasmina_edge.errors import InputError
 from kasmina_edge.updates.trust import TrustStore, verify_bundle
 
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")]
-app = typer.Typer(help="Look into bundle files.", no_args_is_help=True)
+app = typer.Typer(help="Make bundles from model files, and look into them.", no_args_is_help=True)
+bundle_create.register(app)
 profile_app = typer.Typer(help="Hardware targets.", no_args_is_help=True)
-audit_app = typer.Typer(help="The hash-chained audit log.", no_args_is_help=True)
 DEFAULT_DATA = Path("kasmina-data")
 
 
@@ -43,13 +41,13 @@ def show(path: Annotated[Path, typer.Argument(help="A .kasmina file.")], as_json
     ]
     for model in manifest.models:
         parity = model.parity
-        rows.append(
-            (
-                model.file.path,
-                f"{kilobytes(model.file.size_bytes)}, {model.engine}, top-1 agreement with float "
-                f"{100 * parity.top1_agreement:.1f} % of {parity.samples}",
-            )
+        proof = (
+            "parity not measured"
+            if parity is None
+            else (f"top-1 agreement with float {100 * parity.top1_agreement:.1f} % of {parity.samples}")
         )
+        state = ", keeps state" if model.stateful else ""
+        rows.append((model.file.path, f"{kilobytes(model.file.size_bytes)}, {model.engine}, {proof}{state}"))
     if manifest.acceptance is not None:
         a = manifest.acceptance
         rows.append(
@@ -120,44 +118,3 @@ def profile_check(path: str, as_json: JsonOption = False) -> None:
         raise InputError(f"{path}: no such file", "Name a profile file (.toml), or a profile of `profile list`.")
     profile = read_profile(file) if file.exists() else load_profile(path)
     emit({"ok": True, "name": profile.name}, as_json=as_json, table=f"{path}: profile {profile.name} is well formed")
-
-
-@audit_app.command("verify")
-def audit_verify(
-    path: Annotated[Path, typer.Argument(help="An audit.log.")] = DEFAULT_DATA / "audit.log",
-    as_json: JsonOption = False,
-) -> None:
-    """Whether the chain holds."""
-    if not head_path(path).exists():  # with a head, a log that is gone was removed, and that is a broken chain
-        _require_log(path)
-    report = verify(path)
-    value = {
-        "ok": report.ok,
-        "entries": report.entries,
-        "first_bad_line": report.first_bad_line,
-        "reason": report.reason,
-    }
-    if not report.ok:
-        raise TrustError(
-            f"{path}: line {report.first_bad_line}: {report.reason}", "Keep the file; somebody changed it."
-        )
-    emit(value, as_json=as_json, table=f"{path}: {report.entries} entries, the chain holds")
-
-
-@audit_app.command("tail")
-def audit_tail(
-    path: Annotated[Path, typer.Argument(help="An audit.log.")] = DEFAULT_DATA / "audit.log",
-    lines: Annotated[int, typer.Option("-n", help="How many entries.")] = 10,
-    as_json: Annotated[bool, typer.Option("--json", help="Changes nothing: it is JSON in any case.")] = False,
-) -> None:
-    """The newest entries, one JSON object a line."""
-    _require_log(path)
-    for entry in tail(path, lines):
-        typer.echo(json.dumps(dataclasses.asdict(entry), sort_keys=True))
-
-
-def _require_log(path: Path) -> None:
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder, expected an audit.log")
-    if not path.exists():
-        raise InputError(f"{path}: no such file", "Name an audit.log; a device's lies in its data folder.")

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from functools import cache
+from collections.abc import Collection, Iterator, Sequence
 
-from kasmina_edge.bundle import Bundle
 from kasmina_edge.contracts.manifest import BundleManifest, ModelFile
 from kasmina_edge.contracts.profile import HardwareProfile
+from kasmina_edge.engines.edgetpu import DEFAULT_DELEGATE
 from kasmina_edge.engines.engine import Engine, EngineCheck
-from kasmina_edge.engines.litert import DEFAULT_DELEGATE
+from kasmina_edge.engines.registry import OURS, engine_type, engine_types
 from kasmina_edge.engines.tensors import same_layout
 from kasmina_edge.errors import BundleError, EngineError
 
+AUTO = "auto"
+"""In place of an engine's name: measure those that are here."""
+STAND_INS = {"litert": ("tflite-runtime",)}
+"""Tried where the engine of that name is not installed; not when an engine is asked for by name."""
+Candidate = tuple[type[Engine], ModelFile, EngineCheck]
+
 _ACCELERATORS = {"edgetpu": "the Edge TPU"}
-
-
-@cache
-def engine_types() -> dict[str, type[Engine]]:
-    """Every engine by the name that manifests and profiles use."""
-    from kasmina_edge.engines.litert import LitertEngine
-    from kasmina_edge.engines.onnx import OnnxEngine
-
-    return {engine.name: engine for engine in (LitertEngine, OnnxEngine)}
 
 
 def choose_engine(
@@ -31,7 +27,8 @@ def choose_engine(
     *,
     require_accelerator: bool = False,
     present: Collection[str] | None = None,
-) -> tuple[type[Engine], ModelFile, EngineCheck]:
+    engine: str = "",
+) -> Candidate:
     """The first engine of the profile that can run one of the bundle's files here; compiled files are tried first.
 
     Args:
@@ -39,6 +36,7 @@ def choose_engine(
         profile: The hardware target.
         require_accelerator: Refuse to fall back to the CPU.
         present: Paths of the files that are there; None means all of them.
+        engine: The one engine to use; "" takes the profile's order, "auto" every engine there is.
 
     Returns:
         The engine's class, the model file, and what the engine's check says (``runs_on`` and ``accelerator`` are text
@@ -47,56 +45,90 @@ def choose_engine(
     Raises:
         EngineError: No engine can, or none on the accelerator when that is required.
     """
-    if require_accelerator and profile.accelerator is None:
-        raise EngineError(f"profile {profile.name} has no accelerator to require", "Leave out --require-accelerator.")
-    reasons: list[str] = []
-    accelerator = ""
-    for name in profile.engines:
-        models = [m for m in manifest.models if m.engine == name and (present is None or m.file.path in present)]
-        if not models:
-            reasons.append(f"{name}: the bundle has no file for it")
-        for model in sorted(models, key=lambda m: m.compiled_for is None or m.compiled_for != profile.accelerator):
-            engine = engine_types()[name]
-            check = engine.check(profile, model)
-            accelerator = accelerator or check.accelerator
-            on_accelerator = check.ok and model.compiled_for is not None
-            if on_accelerator or (check.ok and not require_accelerator):
-                text = check.accelerator if on_accelerator else _first(accelerator, check.accelerator)
-                return engine, model, EngineCheck(True, check.runs_on, check.reason, text)
-            if not check.ok:
-                reasons.append(f"{name}: {check.reason}")
-    if require_accelerator:
-        raise _no_accelerator(profile, accelerator)
-    raise EngineError(f"{manifest.id} cannot run under profile {profile.name}: {'; '.join(reasons)}")
+    candidates = Candidates(manifest, profile, require_accelerator=require_accelerator, present=present, engine=engine)
+    for candidate in candidates:
+        return candidate
+    raise candidates.error()
 
 
-def open_engine(bundle: Bundle, profile: HardwareProfile, *, require_accelerator: bool = False) -> Engine:
-    """Load the engine that `choose_engine` picks among the files this copy of the bundle holds.
+def engine_names(profile: HardwareProfile, engine: str = "") -> list[str]:
+    """Names of the engines to try, in order; "auto" is replaced by every engine that may be measured."""
+    names: list[str] = []
+    for name in (engine,) if engine else profile.engines:
+        names += [n for n, kind in engine_types().items() if kind.measured] if name == AUTO else [name]
+    return list(dict.fromkeys(names))
 
-    Where a compiled file passes the check and the delegate then refuses it, the plain file is loaded, and
-    ``accelerator`` says why.
 
-    Raises:
-        EngineError: No engine can run it here.
-        BundleError: The file does not load, or its tensors differ from the manifest.
+class Candidates:
+    """Every engine that can run one of the bundle's files here, best first; arguments as for `choose_engine`.
+
+    Attributes:
+        reasons: Why not the others, as far as they were asked.
     """
-    check_layout(bundle.manifest)
-    present = set(bundle.files)
-    why = ""
-    while True:
-        kind, model, check = choose_engine(
-            bundle.manifest, profile, require_accelerator=require_accelerator, present=present
-        )
+
+    def __init__(
+        self,
+        manifest: BundleManifest,
+        profile: HardwareProfile,
+        *,
+        require_accelerator: bool = False,
+        present: Collection[str] | None = None,
+        engine: str = "",
+    ) -> None:
+        if require_accelerator and profile.accelerator is None:
+            raise EngineError(
+                f"profile {profile.name} has no accelerator to require", "Leave out --require-accelerator."
+            )
+        self.reasons: list[str] = []
+        self._manifest, self._profile, self._present = manifest, profile, present
+        self._require, self._forced = require_accelerator, bool(engine)
+        self._names = engine_names(profile, engine)
+        self._accelerator = ""
+
+    def __iter__(self) -> Iterator[Candidate]:
+        for name in self._names:
+            yield from self._of(name, note=True)
+            for other in () if self._forced else STAND_INS.get(name, ()):
+                if other not in self._names:
+                    yield from self._of(other, note=False)
+
+    def error(self) -> EngineError:
+        """What to say when none of them will do."""
+        if self._require:
+            return _no_accelerator(self._profile, self._accelerator)
+        what = f"{self._manifest.id} cannot run under profile {self._profile.name}"
+        return EngineError(f"{what}: {'; '.join(self.reasons)}")
+
+    def _of(self, name: str, *, note: bool) -> Iterator[Candidate]:
         try:
-            engine = kind(model, bundle.read(model.file), profile)
+            kind = engine_type(name)
         except EngineError as exc:
-            if model.compiled_for is None or require_accelerator:
-                raise
-            why = exc.message
-            present.discard(model.file.path)
-            continue
-        engine.accelerator = engine.accelerator or why or check.accelerator
-        return engine
+            self.reasons.append(f"{name}: {exc.message}")
+            return
+        here = self._present
+        models = [m for m in self._manifest.models if m.engine == kind.takes and (here is None or m.file.path in here)]
+        if not models and note:
+            self.reasons.append(f"{name}: the bundle has no file for it")
+        wanted = self._profile.accelerator
+        for model in sorted(models, key=lambda m: m.compiled_for is None or m.compiled_for != wanted):
+            check = checked(kind, self._profile, model)
+            self._accelerator = self._accelerator or check.accelerator
+            on_accelerator = check.ok and model.compiled_for is not None
+            if on_accelerator or (check.ok and not self._require):
+                text = check.accelerator if on_accelerator else _first((self._accelerator, check.accelerator))
+                yield kind, model, EngineCheck(True, check.runs_on, check.reason, text)
+            elif not check.ok and note:
+                self.reasons.append(f"{name}: {check.reason}")
+
+
+def checked(kind: type[Engine], profile: HardwareProfile, model: ModelFile) -> EngineCheck:
+    """`Engine.check`, and whatever a stranger's engine raises there as a reason."""
+    try:
+        return kind.check(profile, model)
+    except Exception as exc:
+        if kind.name in OURS:
+            raise
+        return EngineCheck(False, "", f"its check fails ({type(exc).__name__}: {exc})")
 
 
 def check_layout(manifest: BundleManifest) -> None:
@@ -106,8 +138,9 @@ def check_layout(manifest: BundleManifest) -> None:
         BundleError: Shapes differ by more than axes of length 1.
     """
     for model in manifest.models:
-        for side in ("inputs", "outputs"):
-            for i, (io, tensor) in enumerate(zip(getattr(manifest, side), getattr(model, side), strict=True)):
+        sides = (("inputs", manifest.inputs, model.app_inputs), ("outputs", manifest.outputs, model.app_outputs))
+        for side, ios, tensors in sides:
+            for i, (io, tensor) in enumerate(zip(ios, tensors, strict=True)):
                 if not same_layout(tensor.shape, io.shape):
                     raise BundleError(
                         f"{manifest.id}: {side}[{i}].shape is {tuple(io.shape)}, "
@@ -115,7 +148,7 @@ def check_layout(manifest: BundleManifest) -> None:
                     )
 
 
-def _first(*texts: str) -> str:
+def _first(texts: Sequence[str]) -> str:
     return next((text for text in texts if text), "")
 
 

@@ -21,7 +21,8 @@ Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 
 _SMALL = 64
-_ARRAY, _FLOAT32 = np.ndarray, np.dtype(np.float32)
+_FLOAT32 = np.dtype(np.float32)
+_multiply, _add, _rint = np.multiply, np.add, np.rint
 _ASK = "Pass a float32 array of the manifest's shape, with or without the leading 1."
 
 
@@ -37,89 +38,186 @@ def same_layout(model_shape: tuple[int, ...], app_shape: tuple[int, ...]) -> boo
 class InputConverter:
     """Checks frames of one input and writes them in the model's own numbers.
 
-    The result lies in a buffer that the next call overwrites: one converter belongs to one engine and its lock.
+    Frames are float32 in the app's units, or arrays of the model's own integer type, which go in as they are: no
+    pre-processing, no quantization, and no range but that of the type. The result lies in a buffer that the next call
+    overwrites: one converter belongs to one engine and its lock.
 
     Args:
         tensor: The model's input.
         pre: The manifest's pre-processing.
         io: The input as the app sees it; without it, the tensor's own name and shape.
+        target: Memory of the engine, of the tensor's shape and dtype, to write into; by default a buffer of its own.
+
+    Attributes:
+        target: Where `load` and `convert` write.
     """
 
-    def __init__(self, tensor: ModelTensor, pre: Preprocessing, io: ModelIO | None = None) -> None:
+    def __init__(
+        self, tensor: ModelTensor, pre: Preprocessing, io: ModelIO | None = None, target: Array | None = None
+    ) -> None:
         self.name = io.name if io else tensor.name
         self.shape = tuple(io.shape if io else tensor.shape)
-        self._short = self.shape[1:] if self.shape[:1] == (1,) else self.shape
         self._model_shape = tuple(tensor.shape)
+        short = self.shape[1:] if self.shape[:1] == (1,) else self.shape
+        self._shapes = (self.shape, short, self._model_shape)
+        self._own = np.dtype(tensor.dtype)
+        self._takes_floats = io is None or io.dtype == "float32"
+        self._takes_own = not self._takes_floats or self._own.kind in "iu"
+        self._takes_wholes = self._takes_own and self._own.kind != "f"  # of these every value is a good one
         scale = (tensor.scale or 1.0) * pre.std
         self._factor = np.array(1.0 / scale, np.float32)  # arrays: a ufunc converts a scalar anew at every call
         self._offset = np.array((tensor.zero_point or 0) - pre.mean / scale, np.float32)
+        self._unit, self._zero = scale, (tensor.zero_point or 0) - pre.mean / scale
         self._plain = scale == 1.0 and self._offset == 0.0
         low, high = pre.valid_range or (-float(np.finfo(np.float32).max), float(np.finfo(np.float32).max))
         self._low, self._high = float(np.float32(low)), float(np.float32(high))
-        self._rounds = tensor.dtype != "float32"
+        self._rounds = self._own.kind in "iu"
         self._least: Floats | None = None
         self._most: Floats | None = None
+        self._fits_from, self._fits_to = -math.inf, math.inf  # what lies between cannot saturate
         if self._rounds:
-            info = np.iinfo(tensor.dtype)
-            if not self._of(self._low) >= info.min:
-                self._least = _float_inside(int(info.min), up=True)
-            if not self._of(self._high) <= info.max:
-                self._most = _float_inside(int(info.max), up=False)
-        self._work = np.empty(self._model_shape, np.float32)
-        self._quantized = self._work if not self._rounds else np.empty(self._model_shape, tensor.dtype)
+            self._find_limits()
+        self.target = self._quantized = np.empty(self._model_shape, self._own) if target is None else target
+        floats = self._own == _FLOAT32
+        self._work = self._quantized if floats else np.empty(self._model_shape, np.float32)
+        self._casts = not floats
 
-    def check(self, x: object) -> Floats:
-        """The frame as float32 of the model's shape (a view where nothing had to change).
+    def check(self, x: object) -> Array:
+        """The frame as an array of the model's shape: float32, or the model's own integer type (a view where nothing
+        had to change).
 
         Raises:
-            InputError: Not an array of real floating-point numbers, another shape, NaN or infinity, or outside
-                the manifest's valid range; the message carries what was expected and what came.
+            InputError: Not an array of real floating-point numbers or of the model's own type, another shape, NaN or
+                infinity, or outside the manifest's valid range; the message carries what was expected and what came.
         """
-        if type(x) is not _ARRAY or (x.dtype is not _FLOAT32 and x.dtype != _FLOAT32):
-            x = self._as_floats(x)
-        shape = x.shape
-        if shape != self.shape and shape != self._short:
+        array = self._array(x)
+        shape = array.shape
+        if shape not in self._shapes:
             raise InputError(f"input {self.name!r}: expected shape {self.shape}, got {shape}", _ASK)
-        low, high = x.item(x.argmin()), x.item(x.argmax())  # a NaN is both
-        if not (low >= self._low and high <= self._high):
-            self._refuse(low, high)
-        return x if shape == self._model_shape else x.reshape(self._model_shape)
+        if array.dtype.kind == "f":
+            low, high = array.item(array.argmin()), array.item(array.argmax())  # a NaN is both
+            if not (low >= self._low and high <= self._high):
+                self._refuse(low, high)
+        return array if shape == self._model_shape else array.reshape(self._model_shape)
 
-    def convert(self, x: Floats) -> Array:
+    def check_rows(self, xs: Array) -> list[Array] | None:
+        """`check` of every frame of an array of float32 frames at once; None where one by one is called for."""
+        if xs.dtype != _FLOAT32 or not self._takes_floats or not xs.size or xs.shape[1:] not in self._shapes:
+            return None
+        low, high = xs.item(xs.argmin()), xs.item(xs.argmax())
+        if not (low >= self._low and high <= self._high):
+            return None
+        return [row.reshape(self._model_shape) for row in xs]
+
+    def convert(self, x: Array) -> Array:
         """A frame that `check` returned, in the model's dtype and shape."""
+        if x.dtype is self._own and (self._rounds or not self._takes_floats):
+            return x
+        return self._scale(x, -math.inf, math.inf)
+
+    def load(self, x: Array) -> Array:
+        """`check` and `convert` in one, for the hot path: the frame in the model's numbers, in ``target``.
+
+        Args:
+            x: An array; anything else goes through `check` first.
+
+        Raises:
+            InputError: As `check`; ``target`` is unchanged then.
+        """
+        kind = x.dtype
+        if kind is _FLOAT32 and self._takes_floats:
+            shape = x.shape
+            if shape != self._model_shape:
+                if shape not in self._shapes:
+                    raise InputError(f"input {self.name!r}: expected shape {self.shape}, got {shape}", _ASK)
+                x = x.reshape(self._model_shape)
+            low, high = x.item(x.argmin()), x.item(x.argmax())  # a NaN is both
+            if not (low >= self._low and high <= self._high):
+                self._refuse(low, high)
+            return self._scale(x, low, high)
+        if kind is self._own and self._takes_wholes:
+            shape = x.shape
+            if shape != self._model_shape:
+                if shape not in self._shapes:
+                    raise InputError(f"input {self.name!r}: expected shape {self.shape}, got {shape}", _ASK)
+                x = x.reshape(self._model_shape)
+            self._quantized[...] = x
+            return self._quantized
+        return self.store(self.check(x))
+
+    def store(self, x: Array) -> Array:
+        """A frame that `check` returned, written into ``target``."""
+        if x.dtype is self._own and (self._rounds or not self._takes_floats):
+            self._quantized[...] = x
+            return self._quantized
+        return self._scale(x, -math.inf, math.inf)
+
+    def store_row(self, row: int, x: Array) -> None:
+        """As `store`, for one frame of a ``target`` that holds many along its first axis; the others are lost."""
+        if x.dtype is self._own and (self._rounds or not self._takes_floats):
+            self._quantized[row : row + 1] = x
+        else:
+            kept = self._quantized.copy()
+            kept[row : row + 1] = self._scale(x, -math.inf, math.inf)[row : row + 1]
+            self._quantized[...] = kept
+
+    def restore(self, x: Array) -> Floats:
+        """A frame that `check` returned, in the app's units: the way back for the model's own integers."""
+        if x.dtype == _FLOAT32:
+            return x
+        return ((x.astype(np.float64) - self._zero) * self._unit).astype(np.float32)
+
+    def _scale(self, x: Array, low: float, high: float) -> Array:
+        """Pre-processing and quantization of values from ``low`` to ``high``, into the target."""
         work = self._work
         if self._plain:
-            np.copyto(work, x)
+            work[...] = x
         else:
-            np.multiply(x, self._factor, work)
-            np.add(work, self._offset, work)
-        if not self._rounds:
+            _multiply(x, self._factor, work)
+            _add(work, self._offset, work)
+        if not self._casts:
             return work
-        np.rint(work, work)
-        if self._least is not None:
-            np.maximum(work, self._least, out=work)
-        if self._most is not None:
-            np.minimum(work, self._most, out=work)
+        if self._rounds:
+            _rint(work, work)
+            if low < self._fits_from and self._least is not None:
+                np.maximum(work, self._least, out=work)
+            if high > self._fits_to and self._most is not None:
+                np.minimum(work, self._most, out=work)
         self._quantized[...] = work
         return self._quantized
 
+    def _find_limits(self) -> None:
+        """Where values saturate: nowhere when the ends of the valid range land inside the integers."""
+        info = np.iinfo(self._own)
+        if not self._of(self._low) >= info.min:
+            self._least = _float_inside(int(info.min), up=True)
+            fits = (int(info.min) - self._zero) * self._unit
+            self._fits_from = fits if self._of(fits) >= info.min else math.inf
+        if not self._of(self._high) <= info.max:
+            self._most = _float_inside(int(info.max), up=False)
+            fits = (int(info.max) - self._zero) * self._unit
+            self._fits_to = fits if self._of(fits) <= info.max else -math.inf
+
     def _of(self, value: float) -> float:
-        """Where an end of the valid range lands among the integers; an end that saturates is the only one clipped."""
+        """Where a value lands among the integers, before it is clipped; rising with the value."""
         with np.errstate(over="ignore", invalid="ignore"):
             return float(np.rint(np.float32(value) * self._factor + self._offset))
 
-    def _as_floats(self, x: object) -> Floats:
+    def _array(self, x: object) -> Array:
         try:
             array = np.asarray(x)
         except (ValueError, TypeError) as exc:
             raise InputError(f"input {self.name!r}: not an array ({exc})", _ASK) from exc
-        if array.dtype.kind != "f" or array.dtype.itemsize > 8:
-            raise InputError(
-                f"input {self.name!r}: expected float32, got {array.dtype}",
-                "Convert the frame first, in the units the bundle was trained on, e.g. frame.astype('float32') / 255.",
-            )
-        with np.errstate(over="ignore"):
-            return np.asarray(array, dtype=np.float32)
+        if self._takes_own and array.dtype == self._own:
+            return array if array.dtype is self._own else array.astype(self._own)
+        if self._takes_floats and array.dtype.kind == "f" and array.dtype.itemsize <= 8:
+            with np.errstate(over="ignore"):
+                return np.asarray(array, dtype=np.float32)
+        wanted = " or ".join(["float32"] * self._takes_floats + [str(self._own)] * self._takes_own)
+        raise InputError(
+            f"input {self.name!r}: expected {wanted}, got {array.dtype}",
+            "Convert the frame first, in the units the bundle was trained on, e.g. frame.astype('float32') / 255.",
+        )
 
     def _refuse(self, low: float, high: float) -> None:
         if math.isnan(low) or math.isnan(high):
@@ -138,16 +236,23 @@ def _float_inside(limit: int, *, up: bool) -> Floats:
 
 
 class OutputConverter:
-    """Writes one model output as float32, in the shape the app sees."""
+    """Writes one model output as float32, or as the type the manifest gives it, in the shape the app sees.
 
-    def __init__(self, tensor: ModelTensor, io: ModelIO | None = None) -> None:
+    Args:
+        tensor: The model's output.
+        io: The output as the app sees it; without it, the tensor's own name and shape.
+        copies: Copy what is float32 already; without it the answer's own array is handed on.
+    """
+
+    def __init__(self, tensor: ModelTensor, io: ModelIO | None = None, *, copies: bool = True) -> None:
         self.name = io.name if io else tensor.name
+        self._dtype = np.dtype(io.dtype) if io else _FLOAT32
         self._shape = tuple(io.shape if io else tensor.shape)
         self._scale, self._zero = tensor.scale, tensor.zero_point or 0
         self._table: Floats | None = None
         self._decay: list[float] = []
         self._is_row = len(tensor.shape) == 2 and tensor.shape[0] == 1
-        self._copies = tensor.dtype == "float32"
+        self._copies = copies
         if self._scale is not None and tensor.dtype in ("int8", "uint8"):
             values = np.arange(256, dtype=np.uint8).view(tensor.dtype).astype(np.float64)
             self._table = ((values - self._zero) * self._scale).astype(np.float32)
@@ -155,8 +260,10 @@ class OutputConverter:
 
     def convert(self, q: Array) -> Floats:
         """Real numbers, in an array that belongs to the caller."""
-        if self._table is not None:
+        if self._table is not None and self._dtype is _FLOAT32:
             real = self._table.take(q.view(np.uint8))
+        elif self._dtype != _FLOAT32:
+            real = q.astype(self._dtype, copy=self._copies)
         elif self._scale is not None:
             real = ((q.astype(np.float64) - self._zero) * self._scale).astype(np.float32)
         else:

@@ -1,259 +1,482 @@
-"""Every engine keeps the promises of the interface, on the same bundle, by the same tests."""
+"""Every engine keeps every promise of the interface, on every kind of model, by the suite that the package ships."""
 
 from __future__ import annotations
 
+import functools
 import inspect
+import os
 import pkgutil
+import subprocess
 import sys
-import threading
-from collections.abc import Iterator
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from worlds.bundles import answer, digits, make_bundle, make_profile
+from worlds import tflite_models, third_party
+from worlds.bundles import make_bundle, make_profile, model_bytes
+from worlds.venvs import ROOT, python_of, run_python
 
 import kasmina_edge.engines
-from kasmina_edge.bundle import Bundle
-from kasmina_edge.contracts.arrays import pack_arrays
-from kasmina_edge.contracts.manifest import BundleManifest, FileEntry, ModelFile
-from kasmina_edge.engines import Engine, choose_engine, engine_types, open_engine, self_test
-from kasmina_edge.engines.tensors import from_model, to_model
-from kasmina_edge.errors import BundleError, EngineError, InputError
+from kasmina_edge.bundle import Bundle, pack
+from kasmina_edge.contracts.manifest import ModelFile
+from kasmina_edge.contracts.profile import HardwareProfile
+from kasmina_edge.engines import (
+    Engine,
+    engine_types,
+    measure_engines,
+    open_engine,
+    registered_engines,
+    self_test,
+)
+from kasmina_edge.engines.accelerator.supervisor import supervise
+from kasmina_edge.engines.conformance import (
+    PROMISES,
+    BrokenPromiseError,
+    NotAskedError,
+    Promise,
+    Subject,
+    hold,
+    verdicts,
+)
+from kasmina_edge.engines.conformance.__main__ import main
+from kasmina_edge.engines.litert import LitertEngine
+from kasmina_edge.engines.onnx import OnnxEngine
+from kasmina_edge.wrapping import WrapPlan, wrap
 
-SUBJECTS = {"litert", "onnxruntime"}
-IGNORED: dict[str, str] = {}
-"""Engines that are left out, each with the reason."""
+TFLITE: dict[str, Callable[[], bytes]] = {
+    "digits": lambda: model_bytes("litert"),
+    "remembers": tflite_models.counter_tflite,
+    "scalars": tflite_models.scaled_tflite,
+    "state tensor": tflite_models.leaky_tflite,
+    "open axis": tflite_models.open_tflite,
+}
+ONNX: dict[str, Callable[[], bytes]] = {
+    "digits": lambda: model_bytes("onnxruntime"),
+    "whole numbers and scalars": third_party.adder_onnx,
+    "state tensor and constant": third_party.leaky_onnx,
+    "open axis": third_party.dense_onnx,
+}
+HERE = {"litert": TFLITE, "litert-plain": TFLITE, "litert-reference": TFLITE, "onnxruntime": ONNX}
+ELSEWHERE = {
+    "tflite-runtime": ("tflite-runtime==2.14.0", "numpy<2"),
+    "openvino": ("onnxruntime-openvino==1.24.1",),
+}
+"""Engines whose libraries cannot live beside the others: they are held to the suite in environments of their own."""
+NOT_KEPT_BY = {("tflite-runtime", "input_buffers_are_the_inputs"): "its wrapper's memory is not used"}
+SUBJECTS = [(engine, model) for engine, models in HERE.items() for model in models]
 
 
-def found_engines() -> dict[str, type[Engine]]:
-    """Every concrete engine in the package, whether or not `engine_types` knows it."""
-    for module in pkgutil.iter_modules(kasmina_edge.engines.__path__, "kasmina_edge.engines."):
-        import_module(module.name)
-    kinds = Engine.__subclasses__()
-    return {k.name: k for k in kinds if not inspect.isabstract(k) and k.__module__.startswith("kasmina_edge.")}
+@functools.cache
+def wrapped(ending: str, model: str) -> Bundle:
+    data = (TFLITE if ending == ".tflite" else ONNX)[model]()
+    constants = {"leak": 0.5} if model == "state tensor and constant" else {}
+    return wrap(data, f"m{ending}", WrapPlan("m", constants=constants), make_profile()).bundle
+
+
+@functools.cache
+def subject(engine: str, model: str) -> Subject:
+    kind = engine_types()[engine]
+    return Subject(kind, wrapped(".tflite" if kind.takes == "litert" else ".onnx", model), make_profile())
 
 
 def test_every_engine_is_a_subject() -> None:
-    assert set(found_engines()) - set(IGNORED) == SUBJECTS
-    assert engine_types() == found_engines()
-    assert len(SUBJECTS) == 2
+    assert set(engine_types()) == HERE.keys() | ELSEWHERE.keys()
+    assert [r.reason for r in registered_engines()] == [""] * 6
+    assert (len(SUBJECTS), len(PROMISES)) == (19, 18)
 
 
-@pytest.fixture(params=sorted(SUBJECTS))
-def kind(request: pytest.FixtureRequest) -> type[Engine]:
-    return engine_types()[request.param]
+NOT_REGISTERED = {"SupervisedEngine": "made by supervise() around a registered engine; held to the suite below"}
 
 
-@pytest.fixture(scope="module")
-def bundle() -> Bundle:
-    return make_bundle()
+def test_every_engine_class_of_the_package_is_registered() -> None:
+    for module in pkgutil.walk_packages(kasmina_edge.engines.__path__, "kasmina_edge.engines."):
+        if not module.name.endswith("__main__"):
+            import_module(module.name)
+    todo, found = [Engine], set()
+    while todo:
+        for kind in todo.pop().__subclasses__():
+            todo.append(kind)
+            if kind.__module__.startswith("kasmina_edge.") and not inspect.isabstract(kind):
+                found.add(kind)
+    assert {k.__name__ for k in found - set(engine_types().values())} == NOT_REGISTERED.keys()
+
+
+@pytest.mark.parametrize("promise", PROMISES, ids=lambda p: p.__name__)
+@pytest.mark.parametrize(("engine", "model"), SUBJECTS)
+def test_it_keeps_its_promise(engine: str, model: str, promise: Promise) -> None:
+    try:
+        hold(promise, subject(engine, model))
+    except NotAskedError:
+        assert promise.__name__ in ALLOWED_SILENCE[model], "nobody asked, though this model gives occasion"
+
+
+_STATELESS = {"carries_state"}
+_STATEFUL = {"threads_get_their_own_answers", "a_batch_is_its_frames"}
+ALLOWED_SILENCE = {
+    "digits": _STATELESS | {"a_batch_is_its_frames"},
+    "remembers": _STATEFUL | {"input_buffers_are_the_inputs"},
+    "scalars": _STATELESS | {"input_buffers_are_the_inputs", "a_batch_is_its_frames"},
+    "whole numbers and scalars": _STATELESS | {"a_batch_is_its_frames"},
+    "state tensor": _STATEFUL,
+    "state tensor and constant": _STATEFUL,
+    "open axis": _STATELESS,
+}
+
+
+def test_every_promise_is_asked_of_every_engine() -> None:
+    asked = defaultdict(set)
+    for engine, model in SUBJECTS:
+        asked[engine] |= {p.__name__ for p in PROMISES} - ALLOWED_SILENCE[model]
+    assert {engine: len(names) for engine, names in asked.items()} == dict.fromkeys(HERE, 18)
+
+
+# ---- engines that live elsewhere
+
+
+def _hold_in(python: Path, engine: str, models: dict[str, Callable[[], bytes]], folder: Path) -> None:
+    kept = set()
+    for i, model in enumerate(models):
+        path = folder / f"{i}.kasmina"
+        path.write_bytes(pack(wrapped(".tflite" if models is TFLITE else ".onnx", model)))
+        done = run_python(python, "-m", "kasmina_edge.engines.conformance", engine, str(path))
+        assert done.returncode == 0, f"{model}:\n{done.stdout}\n{done.stderr}"
+        kept |= {line[9:].strip().replace(" ", "_") for line in done.stdout.splitlines() if line.startswith("kept ")}
+    excused = {promise for who, promise in NOT_KEPT_BY if who == engine}
+    assert kept == {p.__name__ for p in PROMISES} - excused
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="tflite-runtime 2.14.0 has no wheel for Python 3.12 and later")
+def test_tflite_runtime_keeps_every_promise(tmp_path: Path) -> None:
+    python = python_of("tflite-runtime", *ELSEWHERE["tflite-runtime"])
+    _hold_in(python, "tflite-runtime", TFLITE, tmp_path)
+    stands_in = run_python(
+        python,
+        "-c",
+        "import sys; sys.modules['ai_edge_litert'] = None\n"
+        "from worlds.bundles import make_profile\n"
+        "from kasmina_edge.bundle import read_file\n"
+        "from kasmina_edge.engines import open_engine\n"
+        "from pathlib import Path\n"
+        "print(open_engine(read_file(Path(sys.argv[1])), make_profile()).runs_on)",
+        str(tmp_path / "0.kasmina"),
+    )
+    assert stands_in.stdout.strip() == "tflite-runtime CPU", stands_in
+
+
+@pytest.mark.slow
+def test_openvino_keeps_every_promise(tmp_path: Path) -> None:
+    python = python_of("openvino", *ELSEWHERE["openvino"])
+    _hold_in(python, "openvino", ONNX, tmp_path)
+    _hold_in(python, "onnxruntime", {"digits": ONNX["digits"], **ONNX}, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="tflite-runtime 2.14.0 has no wheel for Python 3.12 and later")
+def test_tflite_runtime_refuses_four_bits_because_it_answers_nan(tmp_path: Path) -> None:
+    quantizer = pytest.importorskip("ai_edge_quantizer")
+    plain, small = tmp_path / "plain.tflite", tmp_path / "int4.tflite"
+    plain.write_bytes(tflite_models.conv_tflite())
+    recipe = quantizer.recipe.dynamic_wi4_afp32()
+    small.write_bytes(bytes(quantizer.Quantizer(str(plain), recipe).quantize().quantized_model))
+    bundle = wrap(small.read_bytes(), small.name, WrapPlan("four-bits"), make_profile())
+    path = tmp_path / "four-bits.kasmina"
+    path.write_bytes(pack(bundle.bundle))
+    python = python_of("tflite-runtime", *ELSEWHERE["tflite-runtime"])
+    bare = run_python(
+        python,
+        "-c",
+        "import numpy as np, sys\n"
+        "from tflite_runtime.interpreter import Interpreter\n"
+        "i = Interpreter(model_path=sys.argv[1]); i.allocate_tensors(); d = i.get_input_details()[0]\n"
+        "i.set_tensor(d['index'], np.ones(d['shape'], np.float32)); i.invoke()\n"
+        "y = i.get_tensor(i.get_output_details()[0]['index']); print(bool(np.isnan(y).any() or abs(y).max() > 1e6))",
+        str(small),
+    )
+    assert bare.stdout.strip() == "True", f"the bare library answers garbage and says nothing: {bare}"
+    refused = run_python(python, "-m", "kasmina_edge.engines.conformance", "tflite-runtime", str(path))
+    assert refused.returncode == 1 and "4-bit tensors" in refused.stdout
+    with open_engine(bundle.bundle, make_profile()) as engine:
+        assert self_test(engine, bundle.bundle).ok, "LiteRT itself answers"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["digits", "state tensor"])
+def test_a_supervised_engine_keeps_every_promise(model: str) -> None:
+    """The worker process and the CPU twin behind it are an engine like any other, but for who is said to answer."""
+
+    class Supervised(LitertEngine):
+        def __new__(cls, entry: ModelFile, data: bytes, profile: HardwareProfile, **_: Any) -> Any:
+            manifest = bundle.manifest.model_copy(update={"models": (entry,)})
+            held = Bundle(manifest, {**bundle.files, entry.file.path: data}, {})
+            engine = supervise(held, profile, (LitertEngine, entry), (LitertEngine, entry), label="worker")
+            engine.started(10.0)
+            return engine
+
+    bundle = wrapped(".tflite", model)
+    found = list(verdicts(Subject(Supervised, bundle, make_profile())))
+    assert [(name, detail) for name, verdict, detail in found if verdict == "broken"] == [
+        ("says_what_it_runs_on", "check said otherwise: LiteRT CPU (worker: on probation)")
+    ]
+    silent = ALLOWED_SILENCE[model] | {"input_buffers_are_the_inputs"}
+    assert {name for name, verdict, _ in found if verdict == "not asked"} == silent
+
+
+def test_engines_that_are_not_here_say_what_to_install() -> None:
+    for name, said in (
+        ("tflite-runtime", "pip install tflite-runtime"),
+        ("openvino", "pip install onnxruntime-openvino"),
+    ):
+        kind = engine_types()[name]
+        model = wrapped(".tflite" if kind.takes == "litert" else ".onnx", "digits").manifest.models[0]
+        check = kind.check(make_profile(), model)
+        assert check.ok or said in check.reason
+
+
+# ---- the suite can fail
+
+
+def _engine(**changes: Any) -> type[Engine]:
+    return type("Broken", (OnnxEngine,), changes)
+
+
+def _run_of(self: Any, inputs: list[Any]) -> list[Any]:
+    return OnnxEngine._run(self, inputs)
+
+
+class _ForgetsToForget(OnnxEngine):
+    def reset(self) -> None:
+        pass
+
+
+class _TakesAnything(OnnxEngine):
+    def _load(self, data: bytes, profile: Any) -> Any:
+        try:
+            return super()._load(data, profile)
+        except Exception:
+            from kasmina_edge.engines import LoadedTensor
+
+            def told(t: Any) -> Any:
+                return LoadedTensor(t.name, t.shape, t.dtype)
+
+            return list(map(told, self.model.inputs)), list(map(told, self.model.outputs))
+
+
+class _TellsWhatTheManifestTells(OnnxEngine):
+    def _load(self, data: bytes, profile: Any) -> Any:
+        from kasmina_edge.engines import LoadedTensor
+
+        mine = self.model
+        self.model = subject("onnxruntime", "digits").model
+        super()._load(data, profile)
+        self.model = mine
+        return tuple([LoadedTensor(t.name, t.shape, t.dtype) for t in side] for side in (mine.inputs, mine.outputs))
+
+
+class _SharesOneFrame(OnnxEngine):
+    frame: Any = None
+
+    def run(self, inputs: Any) -> Any:
+        self.frame = inputs
+        time.sleep(0.001)  # others take their turn, and put their frame there
+        return super().run(self.frame)
+
+
+class _Lenient(OnnxEngine):
+    def run(self, inputs: Any) -> Any:
+        filled = {t.name: np.zeros(t.shape, t.dtype) for t in self.model.app_inputs}
+        return super().run({**filled, **{k: v for k, v in inputs.items() if k in filled}})
+
+
+class _LivesOn(OnnxEngine):
+    def close(self) -> None:
+        pass
+
+
+class _TurnsItsBatch(OnnxEngine):
+    def batch_of(self, size: int) -> Any:
+        batch = super().batch_of(size)
+        if batch is not None:
+            run = batch.run
+            batch.run = lambda inputs: {k: v[::-1] for k, v in run(inputs).items()}  # type: ignore[method-assign]
+        return batch
+
+
+class _MoreThreadsMoreSum(OnnxEngine):
+    def _load(self, data: bytes, profile: Any) -> Any:
+        self._more = profile.threads - 1
+        return super()._load(data, profile)
+
+    def _run(self, inputs: list[Any]) -> list[Any]:
+        return [y + self._more for y in super()._run(inputs)]
+
+
+class _KeepsInputs(OnnxEngine):
+    last: Any = None
+
+    def _run(self, inputs: list[Any]) -> list[Any]:
+        self.last, now = inputs, self.last or inputs
+        return super()._run(now)
+
+
+class _SaysNothingBefore(OnnxEngine):
+    @classmethod
+    def check(cls, profile: Any, model: Any) -> Any:
+        from kasmina_edge.engines import EngineCheck
+
+        return EngineCheck(True, "ONNX Runtime CPU", "")
+
+
+class _SaysNothingAfter(OnnxEngine):
+    def _load(self, data: bytes, profile: Any) -> Any:
+        found = super()._load(data, profile)
+        self.runs_on = ""
+        return found
+
+
+BROKEN: dict[str, tuple[type[Engine], str]] = {
+    "says_before_loading_that_it_can": (_SaysNothingBefore, "digits"),
+    "says_what_it_runs_on": (_SaysNothingAfter, "digits"),
+    "passes_the_self_test": (_engine(_run=lambda s, x: [y + 1 for y in _run_of(s, x)]), "digits"),
+    "gives_what_the_manifest_names": (_engine(_run=lambda s, x: [y.astype("f8") for y in _run_of(s, x)]), "digits"),
+    "answers_alike_after_a_reset": (_ForgetsToForget, "state tensor and constant"),
+    "carries_state": (_ForgetsToForget, "state tensor and constant"),
+    "hot_path_answers_alike": (_engine(hot_path=lambda s: lambda x: [y + 1 for y in _run_of(s, x)]), "digits"),
+    "input_buffers_are_the_inputs": (_engine(input_buffers=lambda s: [np.zeros(3)]), "digits"),
+    "outputs_belong_to_the_caller": (
+        _engine(_run=lambda s, x: _run_of(s, x) and list(s._bound_outputs)),
+        "digits",
+    ),
+    "inputs_are_not_kept": (_KeepsInputs, "digits"),
+    "wrong_inputs_are_input_errors": (_Lenient, "digits"),
+    "what_is_no_model_is_a_bundle_error": (_TakesAnything, "digits"),
+    "a_manifest_that_differs_is_refused": (_TellsWhatTheManifestTells, "digits"),
+    "a_closed_engine_says_so": (_LivesOn, "digits"),
+    "threads_get_their_own_answers": (_SharesOneFrame, "digits"),
+    "any_number_of_threads_agrees": (_MoreThreadsMoreSum, "digits"),
+    "a_batch_is_its_frames": (_TurnsItsBatch, "open axis"),
+}
+CANNOT_BE_BROKEN = {"fails_a_self_test_with_other_answers": "the verdict is the suite's, not the engine's"}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_an_engine_that_breaks_a_promise_is_caught(name: str) -> None:
+    kind, model = BROKEN[name]
+    promise = next(p for p in PROMISES if p.__name__ == name)
+    with pytest.raises(BrokenPromiseError):
+        hold(promise, Subject(kind, wrapped(".onnx", model), make_profile()))
+
+
+def test_every_promise_has_an_engine_that_breaks_it() -> None:
+    assert BROKEN.keys() | CANNOT_BE_BROKEN.keys() == {p.__name__ for p in PROMISES}
+
+
+def test_an_error_that_is_not_the_interfaces_is_a_broken_promise() -> None:
+    def loses_its_mind(self: Any, inputs: Any) -> Any:
+        raise ZeroDivisionError("1/0")
+
+    kind = _engine(run=loses_its_mind)
+    with pytest.raises(BrokenPromiseError, match="ZeroDivisionError: 1/0"):
+        hold(PROMISES[4], Subject(kind, wrapped(".onnx", "digits"), make_profile()))
+
+
+# ---- a third party's engine, by entry point
+
+
+def install_toy(folder: Path, entry: str = "toy = toy_engine:ToyEngine") -> Path:
+    """What pip would leave behind: the module, and a dist-info that names the entry point."""
+    source = Path(third_party.__file__).parent / "toy" / "toy_engine.py"
+    (folder / "toy_engine.py").write_bytes(source.read_bytes())
+    info = folder / "toy_engine-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-engine\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[kasmina_edge.engines]\n{entry}\n")
+    return folder
 
 
 @pytest.fixture
-def engine(kind: type[Engine], bundle: Bundle) -> Iterator[Engine]:
-    with open_engine(bundle, make_profile(engines=(kind.name,))) as opened:
-        yield opened
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Engine]]:
+    monkeypatch.syspath_prepend(str(install_toy(tmp_path)))
+    yield engine_types()["toy"]
+    sys.modules.pop("toy_engine", None)
 
 
-def frame(engine: Engine, bundle: Bundle, i: int = 0) -> dict[str, np.ndarray]:
-    tensor = engine.model.inputs[0]
-    return {tensor.name: to_model(digits()[0][i], tensor, bundle.manifest.preprocessing)}
+@pytest.mark.parametrize("remembers", [False, True])
+def test_a_third_partys_engine_is_found_and_passes(toy: type[Engine], remembers: bool) -> None:
+    data = b'{"weights": [[1, 2], [3, -4], [0.5, 0]], "remembers": %s}' % (b"true" if remembers else b"false")
+    made = wrap(data, "m.toy", WrapPlan("m", engine="toy"), make_profile())
+    assert made.model.engine == "toy" and made.model.remembers is remembers
+    found = {name: verdict for name, verdict, _ in verdicts(Subject(toy, made.bundle, make_profile()))}
+    assert "broken" not in found.values() and list(found.values()).count("kept") >= 14
+    with open_engine(made.bundle, make_profile(engines=("litert", "toy"))) as engine:
+        assert (engine.name, engine.runs_on) == ("toy", "numpy")
 
 
-def remade(bundle: Bundle, kind: type[Engine], **changes: Any) -> ModelFile:
-    return ModelFile.parse({**bundle.model_for(kind.name).model_dump(), **changes})
-
-
-def tensors(bundle: Bundle, kind: type[Engine], side: str, **changes: Any) -> dict[str, Any]:
-    return {side: [{**getattr(bundle.model_for(kind.name), side)[0].model_dump(), **changes}]}
-
-
-def test_it_says_before_loading_that_it_can(kind: type[Engine], bundle: Bundle) -> None:
-    check = kind.check(make_profile(), bundle.model_for(kind.name))
-    assert check.ok and check.runs_on.endswith("CPU") and check.accelerator == ""
-    assert any(c.isdigit() for c in check.reason), "the version is part of the reason"
-
-
-def test_it_says_before_loading_that_its_library_is_missing(
-    kind: type[Engine], bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("ai_edge_litert", "tflite_runtime", "onnxruntime"):
-        monkeypatch.setitem(sys.modules, name, None)
-    check = kind.check(make_profile(), bundle.model_for(kind.name))
-    assert not check.ok and "is not installed" in check.reason and "pip install" in check.reason
-    with pytest.raises(EngineError, match=r"cannot run under profile test-cpu: .*is not installed"):
-        choose_engine(bundle.manifest, make_profile(engines=(kind.name,)))
-
-
-def test_it_answers_as_the_bare_library_does(engine: Engine, bundle: Bundle) -> None:
-    raw_in, raw_out = answer(engine.name, bundle.files[engine.model.file.path], digits()[0][:40])
-    tensor_in, tensor_out = engine.model.inputs[0], engine.model.outputs[0]
-    for x, expected in zip(raw_in, raw_out, strict=True):
-        got = engine.run({tensor_in.name: x[None]})
-        assert list(got) == [tensor_out.name]
-        assert got[tensor_out.name].dtype == tensor_out.dtype
-        assert np.array_equal(got[tensor_out.name][0], expected)
-
-
-def test_the_probes_are_answered(engine: Engine, bundle: Bundle) -> None:
-    assert bundle.manifest.probes is not None
-    probes = bundle.arrays(bundle.manifest.probes.file)
-    tensor, out = engine.model.inputs[0], engine.model.outputs[0]
-    pre = bundle.manifest.preprocessing
-    answers = [engine.run({tensor.name: to_model(x, tensor, pre)})[out.name] for x in probes["inputs"]]
-    given = [int(from_model(raw, out).argmax()) for raw in answers]
-    assert given == probes["labels"].tolist()
-    assert len(set(given)) == 10
-
-
-def test_outputs_belong_to_the_caller(engine: Engine, bundle: Bundle) -> None:
-    name = engine.model.outputs[0].name
-    first = engine.run(frame(engine, bundle, 0))[name]
-    kept = first.copy()
-    second = engine.run(frame(engine, bundle, 1))[name]
-    assert np.array_equal(first, kept) and not np.array_equal(first, second)
-
-
-def test_inputs_are_not_kept(engine: Engine, bundle: Bundle) -> None:
-    inputs = frame(engine, bundle, 0)
-    first = engine.run(inputs)[engine.model.outputs[0].name]
-    next(iter(inputs.values()))[...] = 0
-    again = engine.run(frame(engine, bundle, 0))[engine.model.outputs[0].name]
-    assert np.array_equal(first, again)
+def test_the_suite_runs_from_a_shell(toy: type[Engine], tmp_path: Path) -> None:
+    data = b'{"weights": [[1, 2], [3, -4]], "remembers": true}'
+    path = tmp_path / "m.kasmina"
+    path.write_bytes(pack(wrap(data, "m.toy", WrapPlan("m", engine="toy"), make_profile()).bundle))
+    done = subprocess.run(
+        [sys.executable, "-m", "kasmina_edge.engines.conformance", "toy", str(path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "18 promises: " in done.stdout and " 0 broken" in done.stdout
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("entry", "reason"),
     [
-        lambda n, x: {},
-        lambda n, x: {"other": x},
-        lambda n, x: {n: x, "other": x},
-        lambda n, x: {n: x[0]},
-        lambda n, x: {n: x.astype(np.float64)},
+        ("toy = toy_engine:Nothing", "cannot be loaded"),
+        ("toy = no_such_module:X", "cannot be loaded"),
+        ("toy = toy_engine:json", "is no subclass of"),
+        ("other = toy_engine:ToyEngine", "calls itself 'toy'"),
+        ("toy = toy_engine:Engine", "does not define"),
+        ("litert = toy_engine:ToyEngine", "one of Kasmina's own engines"),
     ],
 )
-def test_wrong_inputs_are_input_errors(engine: Engine, bundle: Bundle, wrong: Any) -> None:
-    ((name, x),) = frame(engine, bundle).items()
-    with pytest.raises(InputError, match=engine.model.file.path):
-        engine.run(wrong(name, x))
-
-
-def test_a_closed_engine_says_so(engine: Engine, bundle: Bundle) -> None:
-    inputs = frame(engine, bundle)
-    engine.close()
-    engine.close()
-    with pytest.raises(EngineError, match="is closed"):
-        engine.run(inputs)
-
-
-def test_several_threads_get_their_own_answers(engine: Engine, bundle: Bundle) -> None:
-    name = engine.model.outputs[0].name
-    frames = [frame(engine, bundle, i) for i in range(4)]
-    expected = [engine.run(f)[name].copy() for f in frames]
-    wrong: list[int] = []
-
-    def work(i: int) -> None:
-        for _ in range(150):
-            if not np.array_equal(engine.run(frames[i])[name], expected[i]):
-                wrong.append(i)
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
-
-
-def test_the_self_test_passes_and_times(engine: Engine, bundle: Bundle) -> None:
-    result = self_test(engine, bundle)
-    assert result.ok and (result.samples, result.passed) == (16, 16)
-    assert result.worst <= engine.model.selftest.tolerance
-    assert 0 < result.p50_us <= result.p99_us
-
-
-def test_the_self_test_measures_with_the_timer_it_is_given(engine: Engine, bundle: Bundle) -> None:
-    ticks = iter(range(0, 10**9, 7_000))
-    result = self_test(engine, bundle, timed_runs=10, timer_ns=lambda: next(ticks))
-    assert (result.p50_us, result.p99_us) == (7.0, 7.0)
-
-
-def test_the_self_test_finds_another_model(kind: type[Engine]) -> None:
-    good, bad = make_bundle(), make_bundle(corrupt=True)
-    mixed = Bundle(good.manifest, {**good.files, good.model_for(kind.name).file.path: b""}, {})
-    model = good.model_for(kind.name)
-    with kind(model, bad.files[model.file.path], make_profile()) as engine:
-        result = self_test(engine, mixed)
-    assert not result.ok and result.passed == 0 and result.worst > model.selftest.tolerance
-
-
-def test_self_test_vectors_must_fit(kind: type[Engine], bundle: Bundle) -> None:
-    model = bundle.model_for(kind.name)
-    good = bundle.arrays(model.selftest.file)
-    key = f"input_{model.inputs[0].name}"
-    for arrays, message in (
-        ({k: v for k, v in good.items() if k != key}, "no array"),
-        ({**good, key: good[key][:3]}, "should be"),
-        ({**good, key: good[key].astype(np.int32)}, "should be"),
-    ):
-        data = pack_arrays(arrays)
-        entry = FileEntry.of(model.selftest.file.path, data)
-        changed = remade(bundle, kind, selftest={**model.selftest.model_dump(), "file": entry.model_dump()})
-        other = Bundle(bundle.manifest, {**bundle.files, entry.path: data}, {})
-        with (
-            kind(changed, bundle.files[model.file.path], make_profile()) as engine,
-            pytest.raises(BundleError, match=message),
-        ):
-            self_test(engine, other)
-
-
-@pytest.mark.parametrize("data", [b"", b"not a model", b"\0" * 400])
-def test_what_is_no_model_is_a_bundle_error(kind: type[Engine], bundle: Bundle, data: bytes) -> None:
-    model = bundle.model_for(kind.name)
-    with pytest.raises(BundleError, match=f"{model.file.path}: {kind.name} cannot load it"):
-        kind(model, data, make_profile())
-
-
-@pytest.mark.parametrize("side", ["inputs", "outputs"])
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"shape": (1, 3, 3, 7)}, r"\.shape: the manifest says \(1, 3, 3, 7\), the model \(1, "),
-        ({"shape": (1,)}, r"\.shape"),
-        ({"dtype": "int32"}, r"\.dtype: the manifest says int32, the model "),
-    ],
-)
-def test_a_model_that_differs_from_the_manifest_is_refused(
-    kind: type[Engine], bundle: Bundle, side: str, change: dict[str, Any], message: str
+def test_a_broken_entry_point_harms_nobody(
+    entry: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = remade(bundle, kind, **tensors(bundle, kind, side, **change))
-    with pytest.raises(BundleError, match=rf"{side}\[0\]{message}"):
-        kind(model, bundle.files[model.file.path], make_profile())
+    monkeypatch.syspath_prepend(str(install_toy(tmp_path, entry)))
+    (found,) = [r for r in registered_engines() if r.source == "toy-engine"]
+    assert found.kind is None and reason in found.reason
+    assert set(engine_types()) == HERE.keys() | ELSEWHERE.keys()
+    bundle = make_bundle()
+    name = entry.split(" = ")[0]
+    with open_engine(bundle, make_profile(engines=(name, "onnxruntime"))) as engine:
+        assert engine.name == ("litert" if name == "litert" else "onnxruntime"), "the runtime goes on without it"
+    sys.modules.pop("toy_engine", None)
 
 
-def test_a_model_with_another_number_of_tensors_is_refused(kind: type[Engine], bundle: Bundle) -> None:
-    fields = bundle.model_for(kind.name).model_dump()
-    model = ModelFile.parse({**fields, "inputs": [*fields["inputs"], {**fields["inputs"][0], "name": "second"}]})
-    with pytest.raises(BundleError, match="the manifest says 2 inputs, the model has 1"):
-        kind(model, bundle.files[model.file.path], make_profile())
+@pytest.mark.parametrize("method", ["check", "_load", "__init__", "_run", "hot_path"])
+def test_a_strangers_engine_that_fails_is_passed_over(
+    method: str, toy: type[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError("1/0")
+
+    monkeypatch.setattr(toy, method, classmethod(fails) if method == "check" else fails)
+    monkeypatch.setattr(toy, "takes", "litert")
+    bundle = make_bundle()
+    if method in ("check", "_load", "__init__"):
+        with open_engine(bundle, make_profile(engines=("toy", "litert"))) as engine:
+            assert engine.name == "litert"
+    measured = {m.name: m for m in measure_engines(bundle, make_profile(), blocks=1)}
+    assert measured["litert"].ok and not measured["toy"].ok and measured["toy"].reason
 
 
-def test_names_and_scales_are_compared_where_the_file_has_them(bundle: Bundle) -> None:
-    onnx, lite = engine_types()["onnxruntime"], engine_types()["litert"]
-    model = remade(bundle, onnx, **tensors(bundle, onnx, "inputs", name="other"))
-    with pytest.raises(BundleError, match=r"inputs\[0\]\.name: the manifest says 'other', the model 'x'"):
-        onnx(model, bundle.files["model.onnx"], make_profile())
-    for change, message in (({"scale": 0.5}, r"\.scale: the manifest says 0.5"), ({"zero_point": 5}, r"\.zero_point")):
-        model = remade(bundle, lite, **tensors(bundle, lite, "outputs", **change))
-        with pytest.raises(BundleError, match=message):
-            lite(model, bundle.files["model.tflite"], make_profile())
-
-
-def test_layouts_that_would_shuffle_values_are_refused(kind: type[Engine], bundle: Bundle) -> None:
-    fields = bundle.manifest.model_dump()
-    fields["inputs"][0]["shape"] = (1, 8, 32, 1)
-    other = Bundle(BundleManifest.parse(fields), bundle.files, {})
-    with pytest.raises(BundleError, match=r"inputs\[0\]\.shape is \(1, 8, 32, 1\)"):
-        open_engine(other, make_profile(engines=(kind.name,)))
+def test_the_suite_refuses_a_bundle_without_a_file_for_the_engine(tmp_path: Path) -> None:
+    path = tmp_path / "m.kasmina"
+    path.write_bytes(pack(wrapped(".onnx", "digits")))
+    assert main(["litert", str(path)]) == 1
+    assert main(["no-such-engine", str(path)]) == 4
+    assert main(["litert"]) == 2

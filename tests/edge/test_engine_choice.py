@@ -13,8 +13,10 @@ from worlds.bundles import compiled_bundle, make_bundle, make_profile, model_byt
 from kasmina_edge.bundle import Bundle
 from kasmina_edge.contracts.manifest import FileEntry
 from kasmina_edge.engines import choose_engine, open_engine
-from kasmina_edge.engines.litert import LitertEngine, is_compiled, load_library, open_delegate
-from kasmina_edge.errors import BundleError, EngineError
+from kasmina_edge.engines.edgetpu import is_compiled, load_delegate, open_delegate
+from kasmina_edge.engines.litert import LitertEngine
+from kasmina_edge.errors import BundleError, EngineError, InputError
+from kasmina_edge.settings import Settings
 
 CORAL = make_profile(name="coral-usb", accelerator="edgetpu", delegate_library="libedgetpu.so.1")
 
@@ -108,7 +110,8 @@ def test_a_delegate_without_a_device_is_present_and_unanswered(host: Bundle, tmp
     delegate, why = open_delegate(library)
     assert delegate is None and why.endswith("present, no Edge TPU answered (no device)")
     profile = make_profile(accelerator="edgetpu", delegate_library=library)
-    assert choose_engine(host.manifest, profile)[2].accelerator == why
+    told = choose_engine(host.manifest, profile)[2].accelerator  # a check looks at the library, not at the device
+    assert told.endswith("present, bundle not compiled: CPU")
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc to make a library")
@@ -137,10 +140,65 @@ def test_a_delegate_that_does_not_take_the_operation_is_not_called_an_edge_tpu(t
     bundle = compiled_bundle()
     assert choose_engine(bundle.manifest, profile)[2].runs_on == "Edge TPU", "before loading, all looks well"
     with open_engine(bundle, profile) as engine:
-        assert engine.runs_on == "LiteRT CPU"
-        assert "delegate did not take the compiled operation" in engine.accelerator
-    with pytest.raises(EngineError, match="delegate did not take the compiled operation"):
+        assert engine.runs_on == "LiteRT CPU (Edge TPU: gone)", "the twin answers"
+        assert engine.accelerator == "Edge TPU: gone, LiteRT CPU answers"
+    with pytest.raises(EngineError, match=r"model_edgetpu\.tflite: .*(gone|did not take)"):
         open_engine(bundle, profile, require_accelerator=True)
+
+
+DEVICE = """
+#include <string.h>
+static long d[64];
+void* tflite_plugin_create_delegate(char** k, char** v, unsigned long n, void (*e)(const char*)) {
+  for (unsigned long i = 0; i < n; i++)
+    if (strcmp(k[i], "device") == 0 && strcmp(v[i], "usb:1") == 0) return d;
+  e(n ? v[0] : "no option"); return 0; }
+void tflite_plugin_destroy_delegate(void* x) {}
+"""
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc to make a library")
+def test_the_device_string_reaches_the_delegate(host: Bundle, tmp_path: Path) -> None:
+    library = build(tmp_path, DEVICE)
+    assert open_delegate(library, device="usb:1")[1] == ""
+    assert open_delegate(library, device="pci")[1].endswith("no Edge TPU answered at 'pci' (pci)")
+    assert open_delegate(library)[1].endswith("no Edge TPU answered (no option)")
+    profile = make_profile(accelerator="edgetpu", delegate_library=library)
+    for device, present in (("usb:1", True), ("usb", False), ("", False)):
+        check = choose_engine(host.manifest, profile.chosen(accelerator_device=device))[2]
+        assert "present, bundle not compiled" in check.accelerator  # the device itself is not asked
+        assert (open_delegate(library, device=device)[1] == "") == present
+
+
+@pytest.mark.parametrize("device", ["usb", "pci", ":0", ":12", "usb:1", "pci:3", ""])
+def test_device_strings_of_libedgetpu_are_taken(device: str) -> None:
+    assert make_profile(accelerator_device=device).accelerator_device == device
+
+
+def test_the_setting_takes_what_the_profile_takes() -> None:
+    def setting(value: str) -> str:
+        return str(Settings.read(None, environ={}, flags={"device.accelerator": value})["device.accelerator"])
+
+    assert [setting(device) for device in ("", "usb", ":1", "pci:2")] == ["", "usb", ":1", "pci:2"]
+    for wrong in ("usb3", ":", "usb:123"):
+        with pytest.raises(InputError, match=r"device\.accelerator: expected usb, pci"):
+            setting(wrong)
+
+
+@pytest.mark.parametrize("device", ["usb:", ":", "usb3", "PCI", "usb:1 ", "0", ":123", "usb:-1"])
+def test_other_device_strings_are_refused(device: str) -> None:
+    with pytest.raises(InputError, match=r"accelerator_device"):
+        make_profile(accelerator_device=device)
+
+
+@pytest.mark.parametrize(
+    "exc", [OSError("x: no such file"), AttributeError("no symbol"), ValueError("no device"), RuntimeError("PyPy")]
+)
+def test_every_failure_of_load_delegate_is_one_typed_error_with_the_install_line(exc: Exception) -> None:
+    with pytest.raises(EngineError, match=r"^libx\.so") as caught:
+        load_delegate("libx.so", raising(exc), look=False)
+    assert "apt-get install libedgetpu1-std" in caught.value.next_step
+    assert caught.value.__cause__ is exc
 
 
 def build(folder: Path, source: str) -> str:
@@ -161,7 +219,7 @@ def test_a_compiled_file_is_passed_over_without_its_accelerator() -> None:
 
 
 def test_a_compiled_file_is_known_by_its_operation() -> None:
-    module = load_library()[0]
+    module = LitertEngine.library()[0]
     compiled = compiled_bundle().files["model_edgetpu.tflite"]
     assert is_compiled(module, compiled)
     assert not is_compiled(module, model_bytes("litert"))

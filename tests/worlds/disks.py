@@ -1,8 +1,9 @@
-"""Disks that fail, behind the seam of `kasmina_edge.storage.use_disk`: one loses power, one fills up.
+"""Disks that fail, behind the seam of `kasmina_edge.storage.use_disk`: they lose power, fill up, refuse, or take less.
 
 `PowerDisk` works on a real folder and keeps a model of what a disk has promised: bytes are safe after fsync of their
 file, names after fsync of their folder. When operation number ``cut_after`` is done the power is gone: nothing works
-any more, and what was not promised is lost as ``lose`` says.
+any more, and what was not promised is lost as ``lose`` says. It can also refuse one operation first: what an fsync that
+failed should have flushed is then lost as well.
 """
 
 from __future__ import annotations
@@ -43,9 +44,21 @@ class PowerDisk(Disk):
         lose: ``nothing``: the process was killed. ``everything``: all that was not flushed is gone. ``contents``: names
             were kept and unflushed bytes lost. ``some``: names are lost from a random moment on, bytes at random.
         seed: For ``some``.
+        refuse_at: Number of the one operation that fails with ``code``, from 1; it is no operation that happened.
+        code: What it says.
     """
 
-    def __init__(self, attic: Path, cut_after: int | None = None, lose: Lose = "nothing", seed: int = 0) -> None:
+    def __init__(
+        self,
+        attic: Path,
+        cut_after: int | None = None,
+        lose: Lose = "nothing",
+        seed: int = 0,
+        *,
+        refuse_at: int | None = None,
+        code: int = errno.EIO,
+    ) -> None:
+        self._refuse_at, self._code = refuse_at, code
         self.operations: list[str] = []
         self._attic = attic
         self._cut_after = cut_after
@@ -53,6 +66,7 @@ class PowerDisk(Disk):
         self._rng = random.Random(seed)
         self._changes: list[_Change] = []
         self._files: dict[int, tuple[Path, int]] = {}  # inode -> a second name in the attic, and its flushed length
+        self._reborn: dict[int, int] = {}  # inode of a folder that came back -> the one it had
         self._spares = 0
         self._dead = False
 
@@ -84,11 +98,19 @@ class PowerDisk(Disk):
     def fsync(self, fd: int) -> None:
         self._need_power()
         info = os.fstat(fd)
-        if stat.S_ISDIR(info.st_mode):
+        if self._is_folder(fd):
             self._changes = [c for c in self._changes if c.folder != info.st_ino]
         elif info.st_ino in self._files:
             self._files[info.st_ino] = (self._files[info.st_ino][0], info.st_size)
         self._done("fsync")
+
+    def truncate(self, fd: int, length: int) -> None:
+        self._need_power()
+        super().truncate(fd, length)
+        inode = os.fstat(fd).st_ino
+        if inode in self._files:  # the bytes may be gone already, and need not be
+            self._files[inode] = (self._files[inode][0], min(length, self._files[inode][1]))
+        self._done("truncate")
 
     def rename(self, source: Path, target: Path) -> None:
         self._need_power()
@@ -119,9 +141,25 @@ class PowerDisk(Disk):
 
     def rmdir(self, path: Path) -> None:
         self._need_power()
+        inode = path.stat().st_ino
         super().rmdir(path)
-        self._note(path, lambda: path.mkdir(0o700))
+
+        def undo() -> None:
+            path.mkdir(0o700)
+            self._reborn[path.stat().st_ino] = inode
+
+        self._note(path, undo)
         self._done(f"rmdir {path.name}")
+
+    @staticmethod
+    def _is_folder(fd: int) -> bool:
+        return stat.S_ISDIR(os.fstat(fd).st_mode)
+
+    def power_off(self) -> None:
+        """Cut the power now, between two operations; a second time changes nothing."""
+        if not self._dead:
+            self._dead = True
+            self._lose_promises()
 
     def unflushed(self) -> list[str]:
         """Names and files that a power cut now could still take."""
@@ -131,12 +169,14 @@ class PowerDisk(Disk):
     def _need_power(self) -> None:
         if self._dead:
             raise PowerCut
+        if self._refuse_at == len(self.operations) + 1:
+            self._refuse_at = None
+            raise OSError(self._code, os.strerror(self._code))
 
     def _done(self, operation: str) -> None:
         self.operations.append(operation)
         if len(self.operations) == self._cut_after:
-            self._dead = True
-            self._lose_promises()
+            self.power_off()
             raise PowerCut(f"after operation {self._cut_after}, {operation}")
 
     def _lose_promises(self) -> None:
@@ -152,7 +192,9 @@ class PowerDisk(Disk):
             lost = lost[self._rng.randint(0, len(lost)) :]
         for change in reversed(lost):
             if change.path.parent.is_dir():  # a folder that is durably gone took its names along
-                change.undo()
+                inode = change.path.parent.stat().st_ino
+                if self._reborn.get(inode, inode) == change.folder:  # and is not another one of the same name
+                    change.undo()
 
     def _note(self, path: Path, undo: Callable[[], None]) -> None:
         self._changes.append(_Change(path, path.parent.stat().st_ino, undo))
@@ -193,16 +235,20 @@ class TightDisk(Disk):
 
 
 class BrokenDisk(Disk):
-    """Refuses its ``at``-th operation with ``code`` (from 1; EIO by default) and takes all others."""
+    """Refuses its ``at``-th operation with ``code`` (from 1; EIO by default) and takes all others.
 
-    def __init__(self, at: int, code: int = errno.EIO) -> None:
+    With ``for_good`` it refuses all that follow as well, as a disk that was remounted read-only or died.
+    """
+
+    def __init__(self, at: int, code: int = errno.EIO, *, for_good: bool = False) -> None:
         self.count = 0
         self._at = at
         self._code = code
+        self._for_good = for_good
 
     def _next(self) -> None:
         self.count += 1
-        if self.count == self._at:
+        if self.count == self._at or (self._for_good and self.count > self._at > 0):
             raise OSError(self._code, os.strerror(self._code))
 
     def open(self, path: Path, flags: int, mode: int) -> int:
@@ -215,6 +261,10 @@ class BrokenDisk(Disk):
 
     def fsync(self, fd: int) -> None:
         self._next()
+
+    def truncate(self, fd: int, length: int) -> None:
+        self._next()
+        super().truncate(fd, length)
 
     def rename(self, source: Path, target: Path) -> None:
         self._next()
@@ -231,6 +281,36 @@ class BrokenDisk(Disk):
     def rmdir(self, path: Path) -> None:
         self._next()
         super().rmdir(path)
+
+
+class ShortDisk(Disk):
+    """Takes one byte of its ``at``-th write (from 1; of every write with 0): ``write(2)`` may always do so."""
+
+    def __init__(self, at: int = 0) -> None:
+        self.count = 0
+        self._at = at
+
+    def write(self, fd: int, data: bytes | memoryview) -> int:
+        self.count += 1
+        return super().write(fd, data[:1] if self._at in (0, self.count) else data)
+
+    def fsync(self, fd: int) -> None:
+        pass
+
+
+class NoFsync(Disk):
+    """Negative control: a program that never calls fsync."""
+
+    def fsync(self, fd: int) -> None:
+        pass
+
+
+class NoFolderFsync(Disk):
+    """Negative control: a program that flushes its files and forgets the folders."""
+
+    def fsync(self, fd: int) -> None:
+        if not stat.S_ISDIR(os.fstat(fd).st_mode):
+            super().fsync(fd)
 
 
 class QuickDisk(Disk):

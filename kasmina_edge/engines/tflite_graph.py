@@ -1,0 +1,211 @@
+"""The wiring of a TFLite file, read in place: which operator reads and writes which tensor, and where constants lie.
+
+A device needs no more than that to find a graft's branch, so no flatbuffers library is asked for. Layout: the
+FlatBuffers binary format (flatbuffers.dev/internals) and tensorflow/compiler/mlir/lite/schema/schema.fbs.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from kasmina_edge.errors import BundleError
+
+_IDENTIFIER = b"TFL3"
+_MODEL_CODES, _MODEL_SUBGRAPHS, _MODEL_BUFFERS = 1, 2, 4
+_CODE_DEPRECATED, _CODE_BUILTIN = 0, 3
+_GRAPH_TENSORS, _GRAPH_OPERATORS = 0, 3
+_TENSOR_BUFFER = 2
+_OPERATOR_CODE, _OPERATOR_INPUTS, _OPERATOR_OUTPUTS = 0, 1, 2
+_BUFFER_DATA, _BUFFER_OFFSET, _BUFFER_SIZE = 0, 1, 2
+_ADD = 0  # BuiltinOperator.ADD
+_MOST = 1_000_000  # elements of one vector
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One step of the graph.
+
+    Attributes:
+        kind: ``BuiltinOperator`` code of schema.fbs.
+        inputs: Tensor indices; -1 where an optional input is absent.
+        outputs: Tensor indices.
+    """
+
+    kind: int
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+class TfliteGraph:
+    """The first subgraph of a file.
+
+    Args:
+        data: The file's bytes.
+
+    Raises:
+        BundleError: Not a TFLite file, or one that points outside of itself.
+
+    Attributes:
+        operators: In order of execution.
+        buffers: Of each tensor, the number of its constant buffer; 0 is the empty one of activations.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        if data[4:8] != _IDENTIFIER:
+            raise BundleError(f"not a TFLite file: identifier {data[4:8]!r}, expected {_IDENTIFIER!r}")
+        self._data = data
+        try:
+            model = self._reference(0)
+            graphs = self._tables(model, _MODEL_SUBGRAPHS)
+            self._buffer_tables = list(self._tables(model, _MODEL_BUFFERS))
+            graph = next(graphs)
+            codes = [
+                max(self._scalar(code, _CODE_DEPRECATED, "<b"), self._scalar(code, _CODE_BUILTIN, "<i"))
+                for code in self._tables(model, _MODEL_CODES)
+            ]
+            self.operators = tuple(
+                Operator(
+                    codes[self._scalar(op, _OPERATOR_CODE, "<I")],
+                    self._numbers(op, _OPERATOR_INPUTS),
+                    self._numbers(op, _OPERATOR_OUTPUTS),
+                )
+                for op in self._tables(graph, _GRAPH_OPERATORS)
+            )
+            self.buffers = tuple(
+                self._scalar(tensor, _TENSOR_BUFFER, "<I") for tensor in self._tables(graph, _GRAPH_TENSORS)
+            )
+        except (struct.error, StopIteration, IndexError) as exc:
+            raise BundleError(f"a TFLite file of {len(data)} bytes points outside of itself") from exc
+
+    def producer(self, tensor: int) -> Operator | None:
+        """The operator that writes ``tensor``; None for inputs and constants."""
+        return next((op for op in self.operators if tensor in op.outputs), None)
+
+    def constant(self, tensor: int) -> tuple[int, int] | None:
+        """Where a constant tensor's bytes lie: offset and length; None for an activation.
+
+        Raises:
+            BundleError: They lie outside of the file.
+        """
+        if not 0 <= tensor < len(self.buffers):
+            return None
+        number = self.buffers[tensor]
+        if not 0 < number < len(self._buffer_tables):
+            return None
+        try:
+            place = self._field(self._buffer_tables[number], _BUFFER_DATA)
+            if place is None:
+                return self._constant_behind(tensor, self._buffer_tables[number])
+            start = self._reference(place)
+            (length,) = struct.unpack_from("<I", self._data, start)
+        except struct.error as exc:
+            raise BundleError(f"constant {tensor} of a TFLite file lies outside of it") from exc
+        if start + 4 + length > len(self._data):
+            raise BundleError(f"constant {tensor}: {length} bytes at {start + 4} of a file of {len(self._data)}")
+        return (start + 4, length) if length else None
+
+    def _constant_behind(self, tensor: int, buffer: int) -> tuple[int, int] | None:
+        """Large files hold their constants behind the FlatBuffer (schema.fbs, Buffer.offset)."""
+        start, length = self._scalar(buffer, _BUFFER_OFFSET, "<Q"), self._scalar(buffer, _BUFFER_SIZE, "<Q")
+        if start <= 1 or not length:
+            return None
+        if start + length > len(self._data):
+            raise BundleError(f"constant {tensor}: {length} bytes at {start} of a file of {len(self._data)}")
+        return start, length
+
+    def branch(self, entry: int, leave: int) -> tuple[Operator, ...] | None:
+        """The operators of a residual branch: what lies between ``entry`` and the addition that writes ``leave``.
+
+        None where the file is built otherwise: ``leave`` is not the sum of ``entry`` and one other activation.
+        """
+        last = self.producer(leave)
+        if last is None or last.kind != _ADD or entry == leave or len(last.inputs) != 2 or entry not in last.inputs:
+            return None
+        added = last.inputs[1] if last.inputs[0] == entry else last.inputs[0]
+        found: dict[int, Operator] = {}
+        waiting = [added]
+        while waiting:
+            tensor = waiting.pop()
+            writer = self.producer(tensor) if tensor != entry else None
+            if writer is None or id(writer) in found:
+                continue
+            found[id(writer)] = writer
+            waiting.extend(i for i in writer.inputs if i >= 0)
+        return tuple(op for op in self.operators if id(op) in found) if found else None
+
+    def silenced(
+        self, branches: Sequence[tuple[Operator, ...]], zero_points: Mapping[int, int] | None = None
+    ) -> bytes | None:
+        """The file with branches that add nothing: the constants of each one's last operator are zero.
+
+        Args:
+            branches: As `branch` gives them.
+            zero_points: Of 8-bit constants whose zero is not 0.
+
+        Returns:
+            None where a last operator has no constants, or shares them with an operator that has to go on: then it
+            cannot be silenced alone.
+        """
+        last = [branch[-1] for branch in branches]
+        kept = {
+            span[0]
+            for op in self.operators
+            if op not in last
+            for tensor in op.inputs
+            if (span := self.constant(tensor)) is not None
+        }
+        data = bytearray(self._data)
+        for operator in last:
+            spans = [(t, span) for t in operator.inputs if (span := self.constant(t)) is not None]
+            if not spans:
+                return None
+            for tensor, (start, length) in spans:
+                zeros = bytes([(zero_points or {}).get(tensor, 0) & 0xFF]) * length
+                if start in kept and data[start : start + length] != zeros:
+                    return None
+                data[start : start + length] = zeros
+        return bytes(data)
+
+    def _scalar(self, table: int, number: int, kind: str) -> int:
+        """A number field; its default, 0, where the table leaves it out."""
+        place = self._field(table, number)
+        return 0 if place is None else int(struct.unpack_from(kind, self._data, place)[0])
+
+    def _field(self, table: int, number: int) -> int | None:
+        """Where a table's field lies; None where it has its default."""
+        (back,) = struct.unpack_from("<i", self._data, table)
+        vtable = table - back
+        if vtable < 0:
+            raise struct.error
+        (size,) = struct.unpack_from("<H", self._data, vtable)
+        at = 4 + 2 * number
+        if at + 2 > size:
+            return None
+        (offset,) = struct.unpack_from("<H", self._data, vtable + at)
+        return table + offset if offset else None
+
+    def _reference(self, place: int) -> int:
+        (offset,) = struct.unpack_from("<I", self._data, place)
+        return int(place + offset)
+
+    def _vector(self, table: int, number: int) -> tuple[int, int]:
+        """Where a vector's elements begin, and how many there are."""
+        place = self._field(table, number)
+        if place is None:
+            return 0, 0
+        start = self._reference(place)
+        (length,) = struct.unpack_from("<I", self._data, start)
+        if length > _MOST:
+            raise struct.error
+        return start + 4, length
+
+    def _tables(self, table: int, number: int) -> Iterator[int]:
+        start, length = self._vector(table, number)
+        for i in range(length):
+            yield self._reference(start + 4 * i)
+
+    def _numbers(self, table: int, number: int) -> tuple[int, ...]:
+        start, length = self._vector(table, number)
+        return struct.unpack_from(f"<{length}i", self._data, start) if length else ()

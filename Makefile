@@ -26,7 +26,7 @@ echo "Installing $(1) with apt-get"; \
 { echo "$(1) is missing and apt-get could not install it: see its message above." >&2; exit 1; }
 endef
 
-.PHONY: help install broker demo test check bench clean
+.PHONY: help install broker demo test check bench soak clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -51,7 +51,7 @@ demo: $(INSTALLED) ## the whole loop, live, then a table; under 3 minutes
 test: $(INSTALLED) broker ## every quick test, with coverage (floor 85 %); `make test ARGS="-k NAME"` adds to pytest's line
 	@rm -f .coverage .coverage.*
 	@mkdir -p build
-	@$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term --cov-report=html:build/coverage $(ARGS)
+	@$(BIN)/python -m pytest -m "not slow and not soak" --cov --cov-report=term --cov-report=html:build/coverage $(ARGS)
 
 check: $(INSTALLED) ## lint, types, import arrows, architecture tests; under a minute
 	@$(BIN)/ruff check .
@@ -62,6 +62,9 @@ check: $(INSTALLED) ## lint, types, import arrows, architecture tests; under a m
 
 bench: $(INSTALLED) broker ## measured against its targets; `make bench only=NAME`, `make bench ARGS=--quick`
 	@$(BIN)/python -m benchmarks.run $(if $(only),--only $(only)) $(ARGS)
+
+soak: $(INSTALLED) broker ## the long variants: power cuts, faults, a million inferences; `make soak ARGS="-k NAME"`
+	@$(BIN)/python -m pytest -m "slow or soak" $(ARGS)
 
 clean: ## removes .venv and everything built
 	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage .coverage.*

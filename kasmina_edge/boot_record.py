@@ -167,9 +167,9 @@ def let_live(record: BootRecord) -> BootRecord:
     """The next record: the apps follow the trial slot.
 
     Raises:
-        InputError: Nothing is on trial.
+        InputError: Nothing is on trial, or the trial has failed already.
     """
-    _require_trial(record, "made live")
+    _require_try(record, _require_trial(record, "made live"))
     return _next(record, live=True)
 
 
@@ -182,9 +182,9 @@ def commit_trial(record: BootRecord) -> BootRecord:
     """The next record: the trial slot is active, and the one before it can be returned to.
 
     Raises:
-        InputError: Nothing is on trial.
+        InputError: Nothing is on trial, or the trial has failed already.
     """
-    slot = _require_trial(record, "confirmed")
+    slot = _require_try(record, _require_trial(record, "confirmed"))
     return _next(record, active=slot, trial=None, tries_left=0, live=False, previous=record.active)
 
 
@@ -196,6 +196,18 @@ def end_trial(record: BootRecord, failure: Failure) -> BootRecord:
     """
     _require_trial(record, "rolled back")
     return _next(record, trial=None, tries_left=0, live=False, last_failure=failure)
+
+
+def withdraw_trial(record: BootRecord, failure: Failure) -> BootRecord:
+    """The next record: the trial has failed and the apps leave it; it ends once its quarantine could be written.
+
+    Such a trial has no try left before a start was counted; no other has.
+
+    Raises:
+        InputError: Nothing is on trial.
+    """
+    _require_trial(record, "withdrawn")
+    return _next(record, tries_left=0, live=False, last_failure=failure)
 
 
 def return_to_previous(record: BootRecord, failure: Failure | None = None) -> BootRecord:
@@ -285,6 +297,12 @@ def _require_trial(record: BootRecord, done: str) -> Slot:
     if record.trial is None:
         raise InputError(f"no slot is on trial, so nothing can be {done}")
     return record.trial
+
+
+def _require_try(record: BootRecord, slot: Slot) -> Slot:
+    if record.tries_left == 0:
+        raise InputError(f"slot {slot} has failed its trial", "Roll it back; the next start of the agent does so too.")
+    return slot
 
 
 def _is_consistent(record: BootRecord) -> bool:

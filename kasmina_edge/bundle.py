@@ -193,8 +193,11 @@ def read_file(path: Path) -> Bundle:
     """Read a `.kasmina` file of at most 1 GiB; checks as `read` does.
 
     Raises:
-        BundleError: No such file, too long, or what `read` refuses; the message starts with the path.
+        InputError: No such file.
+        BundleError: Too long, or what `read` refuses; the message starts with the path.
     """
+    if not path.exists():
+        raise InputError(f"{path}: no such file", "Name a NAME-VERSION.kasmina file.")
     return read(_read_bounded(path, MAX_BUNDLE_BYTES), where=str(path))
 
 

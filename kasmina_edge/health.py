@@ -114,10 +114,11 @@ def probe(engine: Engine, bundle: Bundle, inputs: Frames) -> ProbeAnswers:
         EngineError: The engine failed.
     """
     pre = bundle.manifest.preprocessing
-    tensor_in, tensor_out = engine.model.inputs[0], engine.model.outputs[0]
+    tensor_in, tensor_out = engine.model.app_inputs[0], engine.model.app_outputs[0]
     labels = np.empty(len(inputs), np.int64)
     scores = np.empty(len(inputs), np.float32)
     for i, frame in enumerate(inputs):
+        engine.reset()  # a probe is answered for itself, whatever the model keeps
         outputs = engine.run({tensor_in.name: to_model(frame[None], tensor_in, pre)})
         logits = from_model(outputs[tensor_out.name], tensor_out)
         labels[i], scores[i] = softmax_score(logits)

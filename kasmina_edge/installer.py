@@ -16,12 +16,12 @@ from kasmina_edge.bundle import Bundle
 from kasmina_edge.contracts.change_plan import ChangePlan, HealthLimits, check_against_plan
 from kasmina_edge.contracts.manifest import BundleManifest, ModelFile
 from kasmina_edge.contracts.profile import HardwareProfile
-from kasmina_edge.errors import KasminaError, PlanError, RolledBackError
+from kasmina_edge.errors import KasminaError, PlanError, RolledBackError, StorageError
 from kasmina_edge.slots import Slot, SlotStore
-from kasmina_edge.storage import make_private_folder, write_durable
+from kasmina_edge.storage import make_private_folder, remove_temporaries, write_durable
 from kasmina_edge.updates.trust import TrustStore
 
-Note = Callable[..., None]
+Note = Callable[..., object]
 TRIES = 2
 
 
@@ -85,6 +85,14 @@ class Installer:
         path = self._hosts / f"{manifest.host}.json"
         return BundleManifest.from_bytes(path.read_bytes(), where=str(path)) if path.is_file() else None
 
+    def require_room(self, manifest: BundleManifest, model: ModelFile) -> None:
+        """Refuse a bundle that would not fit before a byte of it is downloaded.
+
+        Raises:
+            StorageError: Too little space or too few inodes; the message carries both numbers.
+        """
+        self._store.require_room(manifest, engine=model.engine)
+
     def put_on_trial(self, bundle: Bundle, plan: ChangePlan | None, *, require_accelerator: bool = False) -> Trial:
         """Install into the idle slot and judge by self-test, latency and reference probes.
 
@@ -94,7 +102,7 @@ class Installer:
             StorageError: The disk refused; nothing changed.
         """
         manifest = bundle.manifest
-        _, model, _ = engines.choose_engine(manifest, self._profile, require_accelerator=require_accelerator)
+        _, model, _ = engines.choose_for(bundle, self._profile, require_accelerator=require_accelerator)
         slot = self._store.install(bundle, engine=model.engine)
         self._note(
             "installed",
@@ -140,8 +148,16 @@ class Installer:
         return Trial(slot, manifest, model, check, self_test, probes, time.monotonic() - started)
 
     def take_back(self, manifest: BundleManifest, reason: str) -> None:
-        """End the trial: the previous slot is active, the content is quarantined, the reason is kept."""
-        self._store.roll_back(reason)
+        """End the trial: the previous slot is active, the content is quarantined, the reason is kept.
+
+        Doing it again after the disk refused is safe, also when the refused write had taken effect after all.
+        """
+        if self._store.record().trial is not None:
+            self._store.roll_back(reason)
+        else:
+            self._store.affirm()
+            if not self._is_quarantined(manifest.content_digest()):
+                self._store.quarantine(manifest.content_digest(), reason)
         self._note("rolled_back", bundle=manifest.id, content_digest=manifest.content_digest(), reason=reason)
 
     def go_live(self) -> None:
@@ -149,19 +165,43 @@ class Installer:
         self._store.go_live()
 
     def commit(self, manifest: BundleManifest) -> None:
-        """Make the trial slot the active one, then raise the release floor; only now may success be reported."""
-        self._store.confirm()
+        """Make the trial slot the active one, then raise the release floor; only now may success be reported.
+
+        Doing it again after the disk refused is safe, also when the refused write had taken effect after all.
+
+        Raises:
+            InputError: Nothing is on trial, and another bundle is active.
+            StorageError: The disk refused; the bundle may be active, and is not settled.
+        """
+        record = self._store.record()
+        if record.trial is None and record.active is not None and self._holds(record.active, manifest):
+            self._store.affirm()
+        else:
+            self._store.confirm()
         self.settle(manifest)
         self._note("committed", bundle=manifest.id, release=manifest.release, content_digest=manifest.content_digest())
 
     def settle(self, manifest: BundleManifest) -> None:
         """What follows from a committed slot; run again at every start, since power may fail between the two."""
+        for name in ("floor", "plan.json", "root.json"):
+            remove_temporaries(self._trust.folder / name)
         self._trust.raise_floor(manifest.name, manifest.release)
         if manifest.host is None and not manifest.grafts:
             make_private_folder(self._hosts)
             path = self._hosts / f"{manifest.content_digest()}.json"
+            remove_temporaries(path)
             if not path.exists():
                 write_durable(path, manifest.model_copy(update={"release": 0}).to_bytes())
+
+    def _is_quarantined(self, content_digest: str) -> bool:
+        try:
+            return self._store.quarantined(content_digest) is not None
+        except StorageError:
+            return True  # a damaged quarantine lets nothing in before an operator has looked
+
+    def _holds(self, slot: Slot, manifest: BundleManifest) -> bool:
+        there = self._store.manifest(slot)
+        return there is not None and there.digest() == manifest.digest()
 
     def _judge(
         self, slot: Slot, plan: ChangePlan | None

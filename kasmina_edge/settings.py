@@ -27,6 +27,8 @@ DEFAULTS: dict[str, Any] = {
     "device.site": "main",
     "device.groups": ("all",),
     "device.profile": "x86-cpu",
+    "device.engine": "",
+    "device.accelerator": "",
     "device.experiment_id": "",
     "broker.address": "",
     "broker.username": "",
@@ -34,9 +36,23 @@ DEFAULTS: dict[str, Any] = {
     "broker.ca_file": "",
     "broker.insecure": False,
     "agent.check_interval_s": 60.0,
+    "agent.max_memory_mb": 256,
+    "agent.max_open_files": 256,
+    "agent.health_group": False,
+    "alerts.clock_jump_s": 5.0,
+    "alerts.cool_down_s": 600.0,
+    "alerts.disk_free_mb": 64.0,
+    "alerts.drift": 1.0,
+    "alerts.memory_share": 0.9,
+    "alerts.temperature_c": 80.0,
+    "safety.key_file": "",
+    "safety.keystore": "auto",
+    "safety.require_external_key": False,
+    "telemetry.outbox_mb": 16.0,
     "telemetry.window_frames": 60,
     "telemetry.window_s": 2.0,
     "telemetry.sample_every": 2,
+    "telemetry.taps": True,
 }
 
 
@@ -145,16 +161,28 @@ def _parse(name: str, text: str) -> Any:
 
 
 _WORD = re.compile(r"[a-z0-9-]{1,32}")
+_ACCELERATOR = re.compile(r"(usb|pci)?(:\d{1,2})?")  # as contracts/profile.py's DEVICE_PATTERN
 _WORDS = frozenset({"device.id", "device.site", "device.root"})
-_ABOVE_ZERO = frozenset({"agent.check_interval_s", "telemetry.window_s"})
-_AT_LEAST_ONE = frozenset({"telemetry.window_frames", "telemetry.sample_every"})
+_ABOVE_ZERO = frozenset(
+    {
+        "agent.check_interval_s",
+        "telemetry.outbox_mb",
+        "telemetry.window_s",
+        *(n for n in DEFAULTS if n[:7] == "alerts."),
+    }
+)
+_AT_LEAST_ONE = frozenset(
+    {"telemetry.window_frames", "telemetry.sample_every", "agent.max_memory_mb", "agent.max_open_files"}
+)
 
 
 def _convert(name: str, value: Any, source: str) -> Any:
     """The value in its setting's type and range."""
     value = _typed(name, value, source)
     expected = None
-    if name in _WORDS and not _WORD.fullmatch(value):
+    if name == "device.accelerator" and not _ACCELERATOR.fullmatch(value):
+        expected = 'usb, pci, :N, usb:N, pci:N, or "" for the first'
+    elif name in _WORDS and not _WORD.fullmatch(value):
         expected = "1 to 32 of a-z, 0-9 and -"
     elif name in _ABOVE_ZERO and not value > 0:
         expected = "more than 0"

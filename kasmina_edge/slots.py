@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from kasmina_edge.bundle import Bundle, files_of, read_folder, write_folder
 from kasmina_edge.contracts.manifest import MANIFEST_PATH, BundleManifest
 from kasmina_edge.errors import KasminaError, LockedError, PlanError, StorageError
 from kasmina_edge.storage import (
+    SpaceReserve,
     as_storage_error,
     hold_lock,
     make_private_folder,
@@ -28,15 +29,17 @@ from kasmina_edge.storage import (
     rename_durable,
     require_free_space,
     sync_folder,
-    write_durable,
 )
 
 __all__ = ["SLOTS", "BootRecord", "Failure", "Slot", "SlotStore", "choose_record"]
 
 RECORD_FILES = ("boot-0", "boot-1")
 QUARANTINE_FILE = "quarantine.json"
+RESERVE_FILE = "reserve"
 _BLOCK_BYTES = 4096
 _SPARE_BYTES = 64 * 1024  # the records, the quarantine and their temporaries must still fit after an installation
+_SPARE_FILES = 16
+_RESERVE_BYTES = 32 * 1024  # a record and a quarantine, with their temporaries
 _INCOMING, _OLD = ".incoming-", ".old-"
 _Write = Callable[[BootRecord], BootRecord]
 
@@ -45,7 +48,8 @@ class SlotStore:
     """The two slots of one data folder, safe to open from several processes.
 
     Args:
-        data_folder: Holds ``slots/a``, ``slots/b``, ``boot-0``, ``boot-1``, ``quarantine.json``; made with mode 0700.
+        data_folder: Holds ``slots/a``, ``slots/b``, ``boot-0``, ``boot-1``, ``quarantine.json``, and ``reserve``, which
+            keeps room for a decision on a full disk; made with mode 0700.
         clock: Wall clock, seconds since 1970 UTC; stamps failures and quarantines.
         lock_wait_s: Most seconds to wait for an app that still holds the slot to be replaced.
 
@@ -56,6 +60,7 @@ class SlotStore:
     def __init__(self, data_folder: Path, *, clock: Callable[[], float] = time.time, lock_wait_s: float = 10.0) -> None:
         self._data = make_private_folder(data_folder)
         self._slots = make_private_folder(data_folder / "slots")
+        self._reserve = SpaceReserve(data_folder / RESERVE_FILE, _RESERVE_BYTES)
         self._clock = clock
         self._lock_wait_s = lock_wait_s
 
@@ -119,6 +124,15 @@ class SlotStore:
         """
         return open_lock(self._slot_lock(slot), shared=True, wait_s=wait_s)
 
+    def require_room(self, manifest: BundleManifest, *, engine: str) -> None:
+        """Refuse what would not fit, before it is downloaded; `install` asks again.
+
+        Raises:
+            BundleError: The engine has no model in it.
+            StorageError: Too little space, or too few inodes; the message carries both numbers.
+        """
+        require_free_space(self._slots, *_needed_room(manifest, {}, engine))
+
     def install(self, bundle: Bundle, *, engine: str) -> Slot:
         """Put a bundle into the idle slot; the active one is not touched, and the new one not used before a trial.
 
@@ -134,12 +148,13 @@ class SlotStore:
             BundleError: Files and manifest disagree, or the engine has no model.
             InputError: A trial is going on.
             LockedError: An app still uses the idle slot, or another installation is going on.
-            StorageError: Too little space (both numbers are given), or the disk refused; leftovers are removed.
+            StorageError: Too little space or inodes (both numbers are given), or the disk refused; leftovers are
+                removed.
         """
         self._refuse_quarantined(bundle.manifest)
         with hold_lock(self._slots / "install.lock", wait_s=self._lock_wait_s):
             slot = decide.idle_slot(self.record())
-            require_free_space(self._slots, _needed_bytes(bundle, engine))
+            require_free_space(self._slots, *_needed_room(bundle.manifest, bundle.metadata, engine))
             incoming = self._slots / f"{_INCOMING}{os.getpid()}"
             try:
                 remove_tree(incoming)
@@ -188,13 +203,25 @@ class SlotStore:
         with self._change() as (record, write):
             return write(decide.repeat(write(decide.commit_trial(record))))
 
+    def affirm(self) -> BootRecord:
+        """Write what counts now once more, in both copies: it may be a decision whose write was refused half-way.
+
+        A write that failed while its folder was flushed can be read here and still be lost by a power cut.
+
+        Raises:
+            StorageError: The disk refused again.
+        """
+        with self._change() as (record, write):
+            return write(decide.repeat(write(decide.repeat(record))))
+
     def roll_back(self, reason: str) -> BootRecord:
         """End a failed trial and quarantine its content; without a trial, return to the previous slot.
 
         Raises:
             InputError: Nothing is on trial and no previous bundle is kept.
             BundleError: The previous slot is damaged; the active one stays.
-            StorageError: The disk refused; when only the quarantine could not be written, the trial is still over.
+            StorageError: The disk refused. When only the quarantine could not be written, the apps are off the trial,
+                and it ends when this is done again or at the next start; when the quarantine is damaged, it is over.
         """
         with self._change() as (record, write):
             if record.trial is None:
@@ -202,7 +229,9 @@ class SlotStore:
                 assert following.active is not None
                 self.bundle(following.active)
                 return write(decide.repeat(write(following)))
-            return self._end_trial(record, reason, write)
+            following = self._end_trial(record, reason, write)
+            self._read_quarantine()  # a damaged one is told once the trial is over
+            return following
 
     def recover(self) -> BootRecord:
         """Settle what an interruption left; the agent calls it once at every start, holding `lock_agent`.
@@ -216,13 +245,14 @@ class SlotStore:
         """
         self._remove_leftovers()
         with self._change() as (record, write):
-            for name in (*RECORD_FILES, QUARANTINE_FILE):
+            for name in (*RECORD_FILES, QUARANTINE_FILE, RESERVE_FILE):
                 remove_temporaries(self._data / name)
+            self._reserve.keep()
             following = decide.count_start(record)
             if following.trial is not None:
-                reason = self._why_to_end(following)
+                reason = self._why_to_end(following, withdrawn=record.tries_left == 0)
                 if reason is not None:
-                    return self._end_trial(following, reason, write, strict=False)
+                    return self._end_trial(following, reason, write)
                 following = decide.let_dark(following)
             elif following.active is not None and following.previous is not None:
                 fault = self._fault_of(following.active)
@@ -277,27 +307,29 @@ class SlotStore:
             self._write_quarantine(entries)
             return digest
 
-    def _end_trial(self, record: BootRecord, reason: str, write: _Write, *, strict: bool = True) -> BootRecord:
+    def _end_trial(self, record: BootRecord, reason: str, write: _Write) -> BootRecord:
         """Quarantine first, record second: a cut between the two leaves a trial that `recover` ends."""
         assert record.trial is not None
         digest, name = "", f"slot {record.trial}"
-        refused: StorageError | None = None
         with suppress(KasminaError):
             manifest = self.manifest(record.trial)
             if manifest is not None:
                 digest, name = manifest.content_digest(), manifest.id
+        failure = decide.make_failure(digest, name, reason, self._clock())
         if digest:
             try:
-                if digest not in self._read_quarantine():
+                known = digest in self._read_quarantine()
+            except StorageError:
+                known = True  # damaged: it lets nothing in before an operator has looked
+            if not known:
+                try:
                     self._add_to_quarantine(digest, reason)
-            except StorageError as exc:
-                refused = exc
-        following = write(decide.end_trial(record, decide.make_failure(digest, name, reason, self._clock())))
-        if refused is not None and strict:
-            raise refused
-        return following
+                except StorageError:
+                    write(decide.withdraw_trial(record, failure))
+                    raise
+        return write(decide.end_trial(record, failure))
 
-    def _why_to_end(self, record: BootRecord) -> str | None:
+    def _why_to_end(self, record: BootRecord, *, withdrawn: bool) -> str | None:
         """The reason to end an interrupted trial at a start, or None when it may go on."""
         assert record.trial is not None
         fault = self._fault_of(record.trial)
@@ -311,6 +343,8 @@ class SlotStore:
             return exc.message
         if quarantined is not None:
             return quarantined
+        if withdrawn and record.last_failure is not None:
+            return record.last_failure.reason
         return None if record.tries_left > 0 else "the trial was interrupted, and no try is left"
 
     def _fault_of(self, slot: Slot) -> str | None:
@@ -327,6 +361,7 @@ class SlotStore:
             record, write = held.enter_context(self._change())
             if decide.idle_slot(record) != slot:
                 raise StorageError(f"{self.folder(slot)}: became the active slot meanwhile", "Try again.")
+            sync_folder(self._data)  # what is read next may be a write whose flush was refused
             while not self._is_released(slot):
                 record = write(decide.release_slot(record, slot))
             old = self._slots / f"{_OLD}{slot}-{os.getpid()}"
@@ -370,7 +405,7 @@ class SlotStore:
             def write(following: BootRecord) -> BootRecord:
                 nonlocal at
                 at = 1 - at
-                write_durable(self._data / RECORD_FILES[at], encode_record(following))
+                self._reserve.write(self._data / RECORD_FILES[at], encode_record(following))
                 return following
 
             yield record, write
@@ -422,15 +457,15 @@ class SlotStore:
         self._write_quarantine(entries)
 
     def _write_quarantine(self, entries: dict[str, decide.Quarantined]) -> None:
-        write_durable(self._data / QUARANTINE_FILE, decide.encode_quarantine(entries))
+        self._reserve.write(self._data / QUARANTINE_FILE, decide.encode_quarantine(entries))
 
 
-def _needed_bytes(bundle: Bundle, engine: str) -> int:
-    """What a bundle takes on disk, every file rounded up to whole blocks, and what must stay free beside it."""
-    sizes = [entry.size_bytes for entry in files_of(bundle.manifest, engine)]
-    sizes += [len(data) for data in bundle.metadata.values()]
-    sizes.append(len(bundle.manifest.to_bytes()))
-    return sum(-(-size // _BLOCK_BYTES) * _BLOCK_BYTES for size in sizes) + _SPARE_BYTES
+def _needed_room(manifest: BundleManifest, metadata: Mapping[str, bytes], engine: str) -> tuple[int, int]:
+    """Bytes (every file rounded up to whole blocks) and files that a bundle takes, with what must stay free beside."""
+    sizes = [entry.size_bytes for entry in files_of(manifest, engine)]
+    sizes += [len(data) for data in metadata.values()]
+    sizes.append(len(manifest.to_bytes()))
+    return sum(-(-size // _BLOCK_BYTES) * _BLOCK_BYTES for size in sizes) + _SPARE_BYTES, len(sizes) + _SPARE_FILES
 
 
 def _read_if_there(path: Path, limit_bytes: int) -> bytes | None:

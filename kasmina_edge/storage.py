@@ -38,6 +38,10 @@ class Disk:
         """``fsync(2)`` of a file or folder."""
         os.fsync(fd)
 
+    def truncate(self, fd: int, length: int) -> None:
+        """``ftruncate(2)``."""
+        os.ftruncate(fd, length)
+
     def rename(self, source: Path, target: Path) -> None:
         """``rename(2)``: replaces ``target``."""
         os.replace(source, target)
@@ -57,6 +61,11 @@ class Disk:
     def free_bytes(self, folder: Path) -> int:
         """What ordinary processes may still write to the file system of ``folder``."""
         return shutil.disk_usage(folder).free
+
+    def free_files(self, folder: Path) -> int | None:
+        """How many more files and folders fit; None where the file system has no fixed number of them."""
+        info = os.statvfs(folder)
+        return info.f_favail if info.f_files else None
 
 
 _disk: ContextVar[Disk] = ContextVar("kasmina_disk", default=Disk())  # noqa: B039 - it has no state
@@ -97,7 +106,8 @@ def write_durable(path: Path, data: bytes, mode: int = 0o600) -> None:
         mode: Permission bits of the new file.
 
     Raises:
-        StorageError: Disk full, read-only, or failing; the old file is untouched.
+        StorageError: Disk full, read-only, or failing. The old file is untouched; only when the folder's flush failed,
+            the new one is there already and a power cut may still take it back: write it again to be sure.
     """
     disk = _disk.get()
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
@@ -132,7 +142,7 @@ def append_durable(path: Path, data: bytes, mode: int = 0o600) -> None:
                 disk.fsync(fd)
             except OSError:
                 with suppress(OSError):
-                    os.ftruncate(fd, before)
+                    disk.truncate(fd, before)
                 raise
         finally:
             os.close(fd)
@@ -218,18 +228,60 @@ def make_private_folder(folder: Path) -> Path:
     return folder
 
 
-def require_free_space(folder: Path, needed_bytes: int) -> None:
+def require_free_space(folder: Path, needed_bytes: int, needed_files: int = 0) -> None:
     """Refuse early when the disk cannot hold what is coming.
 
     Raises:
-        StorageError: Fewer than ``needed_bytes`` are free; the message carries both numbers.
+        StorageError: Fewer than ``needed_bytes`` are free, or fewer than ``needed_files`` files can still be made; the
+            message carries both numbers.
     """
+    disk = _disk.get()
     try:
-        free = _disk.get().free_bytes(folder)
+        free, files = disk.free_bytes(folder), disk.free_files(folder)
     except OSError as exc:
         raise as_storage_error(exc, folder) from exc
     if free < needed_bytes:
         raise StorageError(f"{folder}: {needed_bytes} bytes are needed and {free} are free")
+    if files is not None and files < needed_files:
+        raise StorageError(
+            f"{folder}: {needed_files} files are needed and {files} can be made",
+            "Remove files from that disk (it has bytes, and no inodes left), then try again.",
+        )
+
+
+class SpaceReserve:
+    """A file that only takes room, so that a small decision can be written on a disk that somebody else filled.
+
+    Args:
+        path: The file; its content means nothing.
+        size_bytes: How much room it keeps.
+    """
+
+    def __init__(self, path: Path, size_bytes: int) -> None:
+        self.path = path
+        self._size_bytes = size_bytes
+
+    def keep(self) -> None:
+        """Make the file unless it is there; a disk that has no room for it now is no error."""
+        if not self.path.exists():
+            with suppress(StorageError):
+                write_durable(self.path, bytes(self._size_bytes))
+
+    def write(self, path: Path, data: bytes) -> None:
+        """`write_durable`, giving up the reserve when the disk is full.
+
+        Raises:
+            StorageError: As `write_durable`, where the reserve was gone or did not help.
+        """
+        try:
+            write_durable(path, data)
+        except StorageError as exc:
+            if not isinstance(exc.__cause__, OSError) or exc.__cause__.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            if not self.path.exists():
+                raise
+            remove_file(self.path)
+            write_durable(path, data)
 
 
 @contextmanager
@@ -256,7 +308,7 @@ class open_lock:  # noqa: N801 - reads as a verb, like open()
         kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         self._fd = -1
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._fd = _open_lock_file(path)
             if wait:
                 fcntl.flock(self._fd, kind)
             else:
@@ -293,9 +345,21 @@ class open_lock:  # noqa: N801 - reads as a verb, like open()
         self.close()
 
 
+def _open_lock_file(path: Path) -> int:
+    """A disk that became read-only still lets its readers hold their locks, as long as the file is there."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        if exc.errno != errno.EROFS:
+            raise
+        with suppress(FileNotFoundError):
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        raise
+
+
 def as_storage_error(exc: OSError, path: Path) -> StorageError:
     """The typed form of an operating-system refusal, with the path and the reason."""
-    if exc.errno == errno.ENOSPC:
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(f"{path}: no space left on the disk")
     if exc.errno == errno.EROFS:
         return StorageError(f"{path}: the disk is read-only")

@@ -197,6 +197,7 @@ def export(
     manifest = bundle.manifest
     rows = [("bundle", f"{manifest.id}, {len(manifest.grafts)} grafts, content {manifest.content_digest()[:12]}")]
     for model in manifest.models:
+        assert model.parity is not None, "the trainer measures it"
         proof = f"top-1 agreement with torch {100 * model.parity.top1_agreement:.1f} % of {model.parity.samples}"
         rows.append((model.engine, f"{kilobytes(model.file.size_bytes)}, {proof}"))
     value = {"file": str(path), "digest": manifest.content_digest(), "manifest": manifest.model_dump(mode="json")}

@@ -11,6 +11,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code; see ``--help``.
     """
+    from kasmina_edge.cli.agent_process import light_main
+
+    done = light_main(argv)
+    if done is not None:
+        return done
     from kasmina_edge.cli.app import app
     from kasmina_edge.cli.output import run_app
 

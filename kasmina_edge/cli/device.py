@@ -1,11 +1,8 @@
-"""The verbs of one device: deploy, run, status, infer, rollback, doctor."""
+"""The verbs of one device: deploy, run, infer, rollback; status, top and doctor are in files of their own."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import signal
-import threading
 import time
 import zipfile
 from pathlib import Path
@@ -16,19 +13,16 @@ from rich.console import Group
 from rich.status import Status
 
 from kasmina_edge.bundle import Bundle, read_file
+from kasmina_edge.cli.doctor import doctor
 from kasmina_edge.cli.output import console, emit, grid, kilobytes, plain, rows_table
+from kasmina_edge.cli.status import status, top
 from kasmina_edge.contracts.canonical import short_digest
 from kasmina_edge.contracts.manifest import (
     BundleManifest,
-    FileEntry,
-    ModelFile,
-    ModelTensor,
-    Parity,
-    SelfTest,
 )
 from kasmina_edge.contracts.profile import HardwareProfile, load_profile
-from kasmina_edge.engines import EngineCheck, engine_types
-from kasmina_edge.errors import BundleError, InputError, KasminaError, LinkError, PlanError
+from kasmina_edge.engines import EngineCheck
+from kasmina_edge.errors import BundleError, InputError, KasminaError, PlanError
 from kasmina_edge.installer import Installer, Trial
 from kasmina_edge.safety.audit import AuditLog
 from kasmina_edge.settings import FILE_NAME, Settings, write_settings
@@ -44,7 +38,7 @@ DEFAULT_DATA = Path("kasmina-data")
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to the program."""
-    for verb in (deploy, run, status, infer, rollback, doctor):
+    for verb in (deploy, run, status, top, infer, rollback, doctor):
         app.command()(verb)
 
 
@@ -83,7 +77,9 @@ def deploy(
 def _deploy_here(path: Path, profile: str | None, data: Path, *, require_accelerator: bool, as_json: bool) -> None:
     """Verify, install, judge and commit on this machine."""
     settings = Settings.read(data, flags={"device.profile": profile})
-    target = load_profile(settings["device.profile"])
+    target = load_profile(settings["device.profile"]).chosen(
+        engine=settings["device.engine"], accelerator_device=settings["device.accelerator"]
+    )
     opened = read_file(path)
     make_private_folder(data)
     store = SlotStore(data, clock=time.time)
@@ -193,99 +189,19 @@ def run(
     wait_for_broker: Annotated[
         bool, typer.Option("--wait-for-broker", help="Keep trying when no broker answers at the start (for services).")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON log lines on a terminal too.")] = False,
 ) -> None:
     """Run this device's agent until it is stopped: telemetry out, signed updates in."""
-    from kasmina_edge.agent import Agent
-    from kasmina_edge.logs import configure
-    from kasmina_edge.transport.mqtt import MqttTransport
-    from kasmina_edge.transport.transport import Transport, Will
+    from kasmina_edge.cli.agent_process import run_agent
 
-    flags: dict[str, Any] = {"device.profile": profile, "broker.address": address}
-    if insecure:
-        flags["broker.insecure"] = True
-    settings = Settings.read(data, flags=flags)
-    if not settings["broker.address"]:
-        raise InputError(
-            f"{data}: no broker address is set",
-            "Enrol this device with `kasmina-edge fleet enroll`, or pass --address.",
-        )
-    configure(settings["device.experiment_id"])
-
-    def connect(will_topic: str, will_payload: bytes) -> Transport:
-        transport = MqttTransport(
-            settings["broker.address"],
-            settings["device.id"],
-            username=settings["broker.username"] or None,
-            password=_secret(settings["broker.password_file"]),
-            ca_file=settings["broker.ca_file"] or None,
-            insecure=settings["broker.insecure"],
-            will=Will(will_topic, will_payload),
-        )
-        try:
-            transport.connect(10.0, keep_trying=wait_for_broker)
-        except LinkError:
-            if not wait_for_broker:
-                raise
-        return transport
-
-    Agent(data, settings, connect).run(stop_on_signals())
-
-
-def stop_on_signals() -> threading.Event:
-    """An event that Ctrl-C and SIGTERM set."""
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
-
-
-def status(
-    data: DataOption = DEFAULT_DATA,
-    settings: Annotated[bool, typer.Option("--settings", help="Every setting and where it came from.")] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """What runs here, what ran before, and why the last update ended as it did."""
-    if settings:
-        values = Settings.read(data).sources()
-        table = grid("", ("setting", "value", "from"), [(n, str(s.value), s.source) for n, s in values.items()])
-        emit({n: {"value": s.value, "from": s.source} for n, s in values.items()}, as_json=as_json, table=table)
-        return
-    if not (data / "slots").is_dir():
-        raise InputError(f"{data}: nothing is deployed here", "Deploy a bundle with `kasmina-edge deploy`.")
-    store = SlotStore(data, clock=time.time)
-    record = store.record()
-    trust = TrustStore(data / "trust", clock=time.time)
-    found = {slot: store.manifest(slot) for slot in ("a", "b")}
-    rows = []
-    for slot, manifest in found.items():
-        text = _manifest_line(manifest) if manifest else "empty"
-        mark = "active" if record.active == slot else "trial" if record.trial == slot else "previous"
-        rows.append(
-            (f"slot {slot.upper()}", f"{text}  [{mark}]".replace("[", "(").replace("]", ")") if manifest else text)
-        )
-    rows.append(("trust", f"{trust.kind or 'nothing pinned'} {trust.key_id()[:12] if trust.kind else ''}".rstrip()))
-    active = found.get(record.active) if record.active else None
-    if active is not None:
-        rows.append(("floor", f"release {trust.floor(active.name)}"))
-    if record.last_failure is not None:
-        rows.append(("last failure", f"{record.last_failure.bundle}: {record.last_failure.reason}"))
-    failure = record.last_failure
-    value = {
-        "active": None
-        if active is None
-        else {"slot": record.active, "id": active.id, "release": active.release, "digest": active.digest()},
-        "trial": record.trial,
-        "slots": {slot: m.id if m else None for slot, m in found.items()},
-        "trust": trust.kind,
-        "boot": record.boot,
-        "last_failure": None if failure is None else {"bundle": failure.bundle, "reason": failure.reason},
-    }
-    emit(value, as_json=as_json, table=rows_table(rows))
-
-
-def _manifest_line(manifest: BundleManifest) -> str:
-    grafts = ", ".join(f"{g.blueprint}@{g.site}" for g in manifest.grafts) or "no grafts"
-    return f"{manifest.id}  release {manifest.release}  {short_digest(manifest.digest())}  {grafts}"
+    run_agent(
+        data,
+        profile=profile,
+        address=address,
+        insecure=insecure,
+        wait_for_broker=wait_for_broker,
+        as_json=as_json,
+    )
 
 
 def infer(
@@ -388,34 +304,6 @@ def _serving(store: SlotStore) -> BundleManifest | None:
     return None
 
 
-def doctor(profile: ProfileOption = None, as_json: JsonOption = False) -> None:
-    """What this machine can run, and why not the rest."""
-    target = load_profile(profile or Settings.read(None)["device.profile"])
-    found = {name: engine.check(target, _any_model(name)) for name, engine in engine_types().items()}
-    rows = [
-        (name, "yes" if c.ok else "no", c.runs_on or "-", "; ".join(filter(None, (c.reason, c.accelerator))))
-        for name, c in found.items()
-    ]
-    value = {name: dataclasses.asdict(c) for name, c in found.items()}
-    emit(value, as_json=as_json, table=grid(f"profile {target.name}", ("engine", "runs", "on", "why"), rows))
-    if not any(c.ok for c in found.values()):
-        raise KasminaError("no engine runs on this machine", "Install one: pip install 'kasmina[litert]'.")
-
-
-def _any_model(engine: str) -> ModelFile:
-    """A model file that stands for any plain one of this engine."""
-    entry = FileEntry.of("model", b"")
-    tensor = ModelTensor(name="x", shape=(1,), dtype="float32")
-    return ModelFile(
-        file=entry,
-        engine=engine,
-        inputs=(tensor,),
-        outputs=(tensor,),
-        selftest=SelfTest(file=entry, samples=1, tolerance=0),
-        parity=Parity(samples=1, top1_agreement=1, max_abs_difference=0),
-    )
-
-
 def newest_bundle(build: Path) -> Path:
     """The newest ``.kasmina`` below ``build/`` whose acceptance did not fail.
 
@@ -436,10 +324,6 @@ def newest_bundle(build: Path) -> Path:
         f"no bundle was built here (looked in {build}/)",
         "Build one with `make demo`, or `kasmina-trainer train` and `kasmina-trainer export`; or name a .kasmina file.",
     )
-
-
-def _secret(path: str) -> str | None:
-    return Path(path).read_text().strip() if path else None
 
 
 @contextlib.contextmanager

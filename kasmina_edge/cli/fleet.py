@@ -19,6 +19,7 @@ from kasmina_edge.errors import InputError, PlanError
 from kasmina_edge.fleet.folder import FleetFolder, Limits, default_folder
 from kasmina_edge.fleet.monitor import DeviceView
 from kasmina_edge.fleet.repository import Published
+from kasmina_edge.safety.alerts import Alert
 from kasmina_edge.storage import write_durable
 
 FleetOption = Annotated[
@@ -98,7 +99,9 @@ def plan(
     minimum_accuracy: Annotated[float, typer.Option(help="On the reference probes, 0 to 1.")] = 0.9,
     maximum_loss: Annotated[float, typer.Option(help="Most the probes' accuracy may fall, 0 to 1.")] = 0.02,
     maximum_parameters: Annotated[int, typer.Option(help="All grafts together.")] = 4096,
-    live_frames: Annotated[int, typer.Option(help="Live frames compared before a commit.")] = 40,
+    live_frames: Annotated[
+        int, typer.Option(help="Live frames compared before a commit; a trial waits up to 30 s for them. 0: none.")
+    ] = 40,
     capture_frames: Annotated[int, typer.Option(help="Inputs a device may keep; 0: none.")] = 0,
     capture_bytes: Annotated[int, typer.Option(help="Bytes they may take.")] = 4_000_000,
     capture_days: Annotated[
@@ -222,7 +225,7 @@ def fleet_status(fleet: FleetOption = None, as_json: JsonOption = False) -> None
         view = views.get(device.id)
         reported = view.reported if view else None
         if view is None or reported is None:
-            rows.append((device.id, "never seen", "-", "-", "-", "-", "-"))
+            rows.append((device.id, "never seen", "-", "-", "-", "-", "-", _alerts_told(view)))
             value[device.id] = None
             continue
         running = f"{reported.name} {reported.version}" if reported.name else "nothing"
@@ -235,13 +238,55 @@ def fleet_status(fleet: FleetOption = None, as_json: JsonOption = False) -> None
                 str(reported.release or "-"),
                 short_digest(reported.digest or "-"),
                 f"{reported.status}: {reported.reason}".rstrip(": "),
+                _alerts_told(view),
             )
         )
         value[device.id] = {**json.loads(reported.to_bytes()), "online": view.online, "drift": view.drift}
+        value[device.id]["alerts"] = [_alert_value(alert) for alert in view.alerts]
     emit(
         {"devices": value},
         as_json=as_json,
-        table=grid("", ("device", "state", "heard", "runs", "release", "digest", "last update"), rows),
+        table=grid("", ("device", "state", "heard", "runs", "release", "digest", "last update", "alerts"), rows),
+    )
+
+
+def _alerts_told(view: DeviceView | None) -> str:
+    """The alerts of one device in a cell, critical ones first and with what they say."""
+    alerts = sorted(view.alerts, key=lambda a: (a.severity != "critical", a.kind)) if view else []
+    told = [f"{a.kind}: {a.message}" if a.severity == "critical" else a.kind for a in alerts]
+    return "; ".join(told).replace("_", " ") or "-"
+
+
+def _alert_value(alert: Alert) -> dict[str, Any]:
+    """One alert for machines."""
+    return {
+        "device": alert.device,
+        "kind": alert.kind,
+        "severity": alert.severity,
+        "message": alert.message,
+        "value": alert.value,
+        "limit": alert.limit,
+    }
+
+
+@app.command()
+def acknowledge(
+    device: Annotated[str, typer.Argument(help="Whose security alerts you have looked into.")],
+    kind: Annotated[list[str] | None, typer.Option("--kind", help="Only this kind; again for more.")] = None,
+    fleet: FleetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let go the security alerts of a device; until then they stand, whatever the device says."""
+    office = open_fleet(fleet)
+    with contextlib.closing(office.store()) as store:
+        stood = store.acknowledge(device, kind)
+    if not stood:
+        raise InputError(f"{device}: no security alert stands", "See `kasmina-edge fleet status`.")
+    office.audit.append("alerts_acknowledged", device=device, kinds=list(stood))
+    emit(
+        {"device": device, "acknowledged": list(stood)},
+        as_json=as_json,
+        table=f"{device}: {', '.join(stood)} acknowledged; the audit log has it",
     )
 
 
@@ -252,16 +297,18 @@ def controller(
     password_file: Annotated[Path | None, typer.Option("--password-file", help="Its password, one line.")] = None,
     ca_file: Annotated[Path | None, typer.Option("--ca-file", help="Who signed the broker's certificate.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Allow plain mqtt:// off loopback.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON log lines on a terminal too.")] = False,
 ) -> None:
     """Serve the fleet until stopped: publish metadata, answer requests, remember what devices say."""
-    from kasmina_edge.cli.device import stop_on_signals
+    from kasmina_edge.cli.loglines import configure_lines
     from kasmina_edge.fleet.controller import Controller
-    from kasmina_edge.logs import configure
+    from kasmina_edge.fleet.presence import Presence, controller_will
+    from kasmina_edge.service.signals import stop_on_signals
     from kasmina_edge.transport.broker import start_embedded
     from kasmina_edge.transport.mqtt import MqttTransport
 
     office = open_fleet(fleet)
-    configure("controller")
+    configure_lines("controller", as_json=as_json)
     stop, ready = stop_on_signals(), threading.Event()
     with contextlib.ExitStack() as stack:
         if office.config.embedded:
@@ -275,8 +322,11 @@ def controller(
             ca_file=ca_file,
             insecure=insecure,
             clean_start=False,
+            will=controller_will(office.topics),
         )
         stack.callback(transport.close)
+        presence = Presence(transport, office.topics, time.time)
+        stack.callback(presence.leave)
         store = stack.enter_context(contextlib.closing(office.store()))
         served = Controller(office.folder / "repository", transport, office.topics, store, clock=time.time)
         transport.connect(10.0)
@@ -306,7 +356,11 @@ def monitor(
         views = store.devices()
         alerts = fleet_alerts(views, now=time.time())
         emit(
-            {"devices": [_seen(v) for v in views], "alerts": [a.text for a in alerts]},
+            {
+                "devices": [_seen(v) for v in views],
+                "alerts": [a.text for a in alerts],
+                "raised": [_alert_value(a) for a in alerts],
+            },
             as_json=as_json,
             table=fleet_table(views, now=time.time()),
         )

@@ -13,6 +13,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from kasmina_edge.cli.loglines import hush_native_libraries
 from kasmina_edge.contracts.record import printable
 from kasmina_edge.errors import KasminaError
 
@@ -115,15 +116,6 @@ def _report_usage(exc: Exception, program: str) -> int:
     path = error.ctx.command_path if error.ctx is not None else program
     _write_error("UsageError", error.format_message(), f"See `{path} --help`.", error.exit_code)
     return int(error.exit_code)
-
-
-def hush_native_libraries() -> None:
-    """Send what C++ libraries write to file descriptor 2 to nowhere; Python's own ``stderr`` goes where it went."""
-    kept = os.dup(2)
-    sys.stderr = os.fdopen(kept, "w", encoding="utf-8", errors="backslashreplace", buffering=1)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    os.close(nowhere)
 
 
 def report_error(exc: KasminaError, *, as_json: bool) -> None:

@@ -32,6 +32,7 @@ from kasmina_edge.errors import InputError, KasminaError, PlanError
 from kasmina_edge.fleet.erasures import MAX_IN_A_PLAN, CarriedOut, ErasureBook, carry_out, plan_with
 from kasmina_edge.fleet.repository import Published, Repository
 from kasmina_edge.fleet.store import FleetStore
+from kasmina_edge.logs import publication_trace, tracing
 from kasmina_edge.safety.audit import AuditLog
 from kasmina_edge.safety.encryption import (
     load_sealing_key,
@@ -329,7 +330,8 @@ class FleetFolder:
             accept_anyway=accept_anyway,
             audit=self.audit.append,
         )
-        self.audit.append("published", bundle=bundle.manifest.id, release=published.release, to=list(to))
+        with tracing(publication_trace(published.manifest.digest(), published.release)):
+            self.audit.append("published", bundle=bundle.manifest.id, release=published.release, to=list(to))
         self._expect(published.manifest)
         return published
 
@@ -351,7 +353,9 @@ class FleetFolder:
 
     def _expect(self, manifest: BundleManifest) -> None:
         """Tell the monitor which accuracy on check frames this bundle was published with."""
-        proven = manifest.acceptance.clean_after if manifest.acceptance else manifest.models[0].parity.accuracy
+        parity = manifest.models[0].parity
+        measured = parity.accuracy if parity is not None else None
+        proven = manifest.acceptance.clean_after if manifest.acceptance else measured
         if proven is not None:
             store = self.store()
             try:
@@ -366,6 +370,7 @@ class FleetFolder:
             PlanError: The change plan that is signed now does not list the host.
         """
         published = self.repository.withdraw(name, to=self.recipients(to))
-        self.audit.append("withdrawn", bundle=name, release=published.release, to=list(to))
+        with tracing(publication_trace(published.manifest.digest(), published.release)):
+            self.audit.append("withdrawn", bundle=name, release=published.release, to=list(to))
         self._expect(published.manifest)
         return published

@@ -14,6 +14,8 @@ Audit = Callable[..., object]
 def acceptance_fault(manifest: BundleManifest) -> str | None:
     """Why a bundle's own parity or acceptance numbers forbid its publication; None when they do not."""
     for model in manifest.models:
+        if model.parity is None:
+            return f"{model.file.path} was never compared with a float network (no parity in its manifest)"
         if model.parity.top1_agreement < MINIMUM_AGREEMENT:
             return (
                 f"{model.file.path} answers as its float network on {model.parity.top1_agreement:.2%} of "
@@ -31,6 +33,8 @@ def acceptance_fault(manifest: BundleManifest) -> str | None:
 
 def check_acceptance(manifest: BundleManifest, *, accept_anyway: bool, audit: Audit | None) -> None:
     """Refuse a bundle whose numbers fail; ``accept_anyway`` lets it through after it was written to the audit log.
+
+    A wrapped third-party model has no parity at all: publishing it takes the same insisting, and leaves the same line.
 
     Args:
         manifest: What is to be published.

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
-from kasmina_edge.contracts.record import DeviceState, Reported, TelemetryRecord
+from kasmina_edge.contracts.record import DeviceAlert, DeviceState, Reported, TelemetryRecord
 from kasmina_edge.contracts.topics import Topics
 from kasmina_edge.errors import InputError, KasminaError
 from kasmina_edge.telemetry.publisher import decode_batch
@@ -37,6 +37,9 @@ class Store(Protocol):
 
     def set_state(self, state: DeviceState) -> object:
         """Keep whether a device is online."""
+
+    def add_alert(self, alert: DeviceAlert) -> object:
+        """Keep what a device raised or cleared."""
 
     def add_event(self, device: str, payload: bytes) -> object:
         """Keep one audit event."""
@@ -82,6 +85,7 @@ class Intake:
             "reported": self._reported,
             "ev": self._event,
             "t/stats": self._telemetry,
+            "t/alert": self._alert,
             "t/capture": self._capture,
         }.items():
             self._transport.subscribe(self._topics.device("+", leaf), self.guarded(take))
@@ -122,6 +126,11 @@ class Intake:
         reported = Reported.from_bytes(_short(message, MAX_STATUS_BYTES), where=message.topic)
         _require_own(device, reported.device, message)
         self._store.set_reported(reported)
+
+    def _alert(self, device: str, message: Message) -> None:
+        alert = DeviceAlert.from_bytes(_short(message, MAX_STATUS_BYTES), where=message.topic)
+        _require_own(device, alert.device, message)
+        self._store.add_alert(alert)
 
     def _telemetry(self, device: str, message: Message) -> None:
         records = decode_batch(message.payload)

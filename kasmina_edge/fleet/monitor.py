@@ -50,6 +50,7 @@ class DeviceView:
         latest: Its newest telemetry record.
         windows: Its last windows, oldest first.
         expected_accuracy: What the bundle of the newest record was accepted at, as a share.
+        held: What the device raised, and security alerts that nobody acknowledged.
         alerts: What stands now.
     """
 
@@ -61,6 +62,7 @@ class DeviceView:
     latest: TelemetryRecord | None = None
     windows: tuple[WindowView, ...] = ()
     expected_accuracy: float | None = None
+    held: tuple[Alert, ...] = ()
     alerts: tuple[Alert, ...] = ()
 
     @property
@@ -99,7 +101,7 @@ def window_view(record: TelemetryRecord) -> WindowView:
 
 
 def device_alerts(view: DeviceView, *, now: float, limits: AlertLimits | None = None) -> tuple[Alert, ...]:
-    """Every alert that stands for one device.
+    """Every alert that stands for one device: what follows from the view, and what is held, once a kind.
 
     Args:
         view: What is known of it.
@@ -117,7 +119,11 @@ def device_alerts(view: DeviceView, *, now: float, limits: AlertLimits | None = 
         update_alert(view.device, reported.status, reported.reason) if reported else None,
         dropped_alert(view.device, view.latest.dropped_records if view.latest else 0),
     )
-    return tuple(alert for alert in found if alert is not None)
+    by_kind: dict[str, Alert] = {}
+    for alert in (*found, *view.held):
+        if alert is not None and (alert.kind not in by_kind or alert.severity == "critical"):
+            by_kind[alert.kind] = alert
+    return tuple(by_kind.values())
 
 
 def with_alerts(view: DeviceView, *, now: float, limits: AlertLimits | None = None) -> DeviceView:

@@ -7,30 +7,25 @@ Everything is accepted at least once and counted once: repeated telemetry, repor
 from __future__ import annotations
 
 import json
-import logging
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from hashlib import blake2b
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from sqlite3 import Connection
-from typing import TypeVar
 
-from kasmina_edge.contracts.canonical import Contract
 from kasmina_edge.contracts.change_plan import Erasure
-from kasmina_edge.contracts.record import MAX_COUNT, DeviceState, Reported, TelemetryRecord
-from kasmina_edge.errors import InputError, KasminaError, TrustError
-from kasmina_edge.fleet.monitor import DeviceView, WindowView, window_view, with_alerts
+from kasmina_edge.contracts.record import DeviceAlert, DeviceState, Reported, TelemetryRecord
+from kasmina_edge.errors import InputError, TrustError
+from kasmina_edge.fleet import ledger
+from kasmina_edge.fleet.monitor import DeviceView, window_view, with_alerts
+from kasmina_edge.fleet.rows import load_row, name_of, read_batch, read_names, read_windows, view_of
 from kasmina_edge.safety.alerts import AlertLimits
 from kasmina_edge.safety.encryption import same_bytes
 from kasmina_edge.storage import hold_lock, make_private_folder
 from kasmina_edge.telemetry.capture import read_header, verify_capture
-from kasmina_edge.telemetry.publisher import MAX_DECODED_RECORDS, decode_batch, encode_batch
+from kasmina_edge.telemetry.publisher import MAX_DECODED_RECORDS, encode_batch
 from kasmina_edge.telemetry.sqlite_file import SqliteFile
-
-log = logging.getLogger(__name__)
 
 VERSION = 1
 KEPT_WINDOWS = 30
@@ -38,9 +33,6 @@ KEPT_NAMES = 256
 KEEP_TELEMETRY_S = 30 * 86_400.0
 MAX_CAPTURES = 50_000
 MAX_EVENTS = 10_000
-
-_NAME_BYTES = 8
-C = TypeVar("C", bound=Contract)
 
 _SCHEMA = """
 CREATE TABLE telemetry (
@@ -139,6 +131,8 @@ class FleetStore:
         make_private_folder(path.parent)
         with hold_lock(path.with_name(path.name + ".lock"), wait=True):
             self._file = SqliteFile(path, schema=_SCHEMA, version=VERSION, check=False)
+            with self._file.write() as db:
+                ledger.prepare(db)
 
     def record_telemetry(self, records: Iterable[TelemetryRecord]) -> int:
         """Keep records, committed when this returns.
@@ -164,22 +158,26 @@ class FleetStore:
             rows = db.execute(
                 "SELECT body FROM telemetry WHERE device = ? AND last_s >= ? ORDER BY id", (device, since)
             ).fetchall()
-        found = [record for (body,) in rows for record in _read_batch(device, body) if record.started_s >= since]
+        found = [record for (body,) in rows for record in read_batch(device, body) if record.started_s >= since]
         return sorted(found, key=lambda r: r.started_s)
 
     def set_reported(self, reported: Reported) -> bool:
-        """Keep what a device runs; False when it is not newer than what is known."""
+        """Keep what a device runs; False when it is not newer than what is known.
+
+        What it says of its audit log is held against what it said before: see `kasmina_edge.fleet.ledger`.
+        """
         with self._file.write() as db:
-            known = _load(Reported, self._cell(db, reported.device, "reported"), reported.device)
+            known = load_row(Reported, self._cell(db, reported.device, "reported"), reported.device)
             if not accepts_reported(known, reported):
                 return False
+            ledger.note_report(db, known, reported, self._clock())
             self._put(db, reported.device, "reported", reported.to_bytes())
         return True
 
     def set_state(self, state: DeviceState) -> bool:
         """Keep a birth or will; False for a late one (see `accepts_state`)."""
         with self._file.write() as db:
-            known = _load(DeviceState, self._cell(db, state.device, "state"), state.device)
+            known = load_row(DeviceState, self._cell(db, state.device, "state"), state.device)
             if not accepts_state(known, state):
                 return False
             self._put(db, state.device, "state", state.to_bytes(), heard=state.online)
@@ -249,9 +247,24 @@ class FleetStore:
         with self._file.read() as db:
             return [StoredCapture(*row) for row in db.execute(query, values)]
 
+    def add_alert(self, alert: DeviceAlert) -> bool:
+        """Keep what a device raised or cleared; False when it is not newer than what is known.
+
+        Raises:
+            InputError: The device sends more kinds of alerts than are kept.
+        """
+        with self._file.write() as db:
+            return ledger.take_alert(db, alert, self._clock())
+
+    def acknowledge(self, device: str, kinds: Sequence[str] | None = None) -> tuple[str, ...]:
+        """Let go the security alerts of a device that stand until somebody looked; gives their kinds."""
+        with self._file.write() as db:
+            return ledger.acknowledge(db, device, kinds)
+
     def add_event(self, device: str, payload: bytes) -> None:
         """Keep an audit event as it came; of each device the last `MAX_EVENTS` stay."""
         with self._file.write() as db:
+            ledger.note_event(db, device, payload, self._clock())
             db.execute(
                 "INSERT INTO event (device, received_s, payload) VALUES (?, ?, ?)", (device, self._clock(), payload)
             )
@@ -278,12 +291,15 @@ class FleetStore:
             rows = db.execute(
                 "SELECT device, heard_s, state, reported, latest, windows FROM device ORDER BY device"
             ).fetchall()
-        return [with_alerts(_view(row, expected), now=now, limits=self._limits) for row in rows]
+            held = ledger.standing(db)
+        views = [replace(view_of(row, expected), held=tuple(held.pop(row[0], ()))) for row in rows]
+        views += [DeviceView(device=device, held=tuple(alerts)) for device, alerts in held.items()]
+        return [with_alerts(view, now=now, limits=self._limits) for view in sorted(views, key=lambda v: v.device)]
 
     def forget(self, device: str) -> None:
         """Remove everything of a device: it was revoked or enrolled anew, or its owner asks for erasure."""
         with self._file.write() as db:
-            for table in ("telemetry", "device", "capture", "event"):
+            for table in ("telemetry", "device", "capture", "event", *ledger.TABLES):
                 db.execute(f"DELETE FROM {table} WHERE device = ?", (device,))  # noqa: S608 - the names above
 
     def close(self) -> None:
@@ -292,11 +308,11 @@ class FleetStore:
 
     def _record_part(self, db: Connection, device: str, records: list[TelemetryRecord], now: float) -> int:
         row = db.execute("SELECT windows, names FROM device WHERE device = ?", (device,)).fetchone() or (None, None)
-        windows, names = _read_windows(row[0], device), _read_names(row[1])
+        windows, names = read_windows(row[0], device), read_names(row[1])
         known = set(names)
         fresh: list[TelemetryRecord] = []
         for record in records:
-            name = _name_of(record)
+            name = name_of(record)
             if name not in known:
                 known.add(name)
                 names.append(name)
@@ -333,78 +349,6 @@ class FleetStore:
             + (", heard_s = excluded.heard_s" if heard else ""),
             (device, self._clock(), value),
         )
-
-
-def _view(row: tuple[str, float, bytes, bytes, bytes, str], expected: dict[str, float]) -> DeviceView:
-    """What is known of one device; a part that cannot be read is logged and shown as not known."""
-    device, heard_s, state_text, reported_text, latest_text, windows = row
-    state, reported = _load(DeviceState, state_text, device), _load(Reported, reported_text, device)
-    latest = _load(TelemetryRecord, latest_text, device)
-    names = [latest.bundle] if latest else []
-    if reported is not None and (latest is None or latest.bundle == reported.digest):
-        names.append(f"{reported.name} {reported.version}")
-    return DeviceView(
-        device=device,
-        online=state.online if state else None,
-        boot=state.boot if state else None,
-        reported=reported,
-        last_heard_s=heard_s,
-        latest=latest,
-        windows=tuple(_read_windows(windows, device)),
-        expected_accuracy=next((expected[n] for n in names if n in expected), None),
-    )
-
-
-def _load(contract: type[C], text: bytes | None, device: str) -> C | None:
-    if text is None:
-        return None
-    try:
-        return contract.from_bytes(text, where=f"stored {contract.__name__} of {device}")
-    except (KasminaError, TypeError) as exc:  # TypeError: SQLite holds another type than the column says
-        log.warning("left out: %s", exc)
-        return None
-
-
-def _read_batch(device: str, body: bytes) -> list[TelemetryRecord]:
-    try:
-        return decode_batch(body)
-    except (KasminaError, TypeError) as exc:
-        log.warning("left out: stored telemetry of %s: %s", device, exc)
-        return []
-
-
-def _read_windows(text: str | None, device: str) -> list[WindowView]:
-    if text is None:
-        return []
-    try:
-        return [_window(row) for row in json.loads(text)]
-    except (TypeError, ValueError, OverflowError, RecursionError) as exc:
-        log.warning("left out: stored windows of %s: %s", device, exc)
-        return []
-
-
-def _window(row: object) -> WindowView:
-    """One stored window.
-
-    Raises:
-        ValueError: It is not one.
-    """
-    match row:
-        case [str(bundle), int(release), None | int() | float() as drift, int(frames), int(correct)] if (
-            (drift is None or math.isfinite(drift)) and 0 <= frames <= MAX_COUNT and 0 <= correct <= MAX_COUNT
-        ):
-            return WindowView(bundle, release, drift, frames, correct)
-    raise ValueError(f"not a window: {str(row)[:60]}")
-
-
-def _read_names(blob: bytes | None) -> list[bytes]:
-    return [] if blob is None else [blob[i : i + _NAME_BYTES] for i in range(0, len(blob), _NAME_BYTES)]
-
-
-def _name_of(record: TelemetryRecord) -> bytes:
-    """What tells a record from every other one of its device; an app that starts again begins its sequence anew."""
-    text = f"{record.source}|{record.boot}|{record.sequence}|{record.started_s!r}"
-    return blake2b(text.encode(), digest_size=_NAME_BYTES).digest()
 
 
 def _chunks(records: list[TelemetryRecord], size: int) -> Iterator[list[TelemetryRecord]]:

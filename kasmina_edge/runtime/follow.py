@@ -8,30 +8,25 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from kasmina_edge.contracts.profile import HardwareProfile
 from kasmina_edge.errors import BundleError, KasminaError, LockedError
-from kasmina_edge.runtime.serving import Serving
+from kasmina_edge.runtime.serving import Loading, Serving
 from kasmina_edge.slots import RECORD_FILES, BootRecord, SlotStore
 
 log = logging.getLogger(__name__)
 
-LOOK_INTERVAL_NS = 20_000_000
 IDLE_LOOK_S = 0.25
 LOCK_WAIT_S = 2.0
 _ATTEMPTS = 5
 Signature = tuple[tuple[int, int] | None, ...]
 
 
-def open_serving(
-    store: SlotStore, profile: HardwareProfile, *, wait_s: float = 0.0, require_accelerator: bool = False
-) -> tuple[Serving, BootRecord]:
+def open_serving(store: SlotStore, how: Loading, *, wait_s: float = 0.0) -> tuple[Serving, BootRecord]:
     """Load the slot that the boot record says apps run, under a shared lock that keeps it from being replaced.
 
     Args:
         store: The data folder's slots.
-        profile: The hardware target.
+        how: The hardware target, and what else there is to loading.
         wait_s: Wait so long for a slot that is being replaced.
-        require_accelerator: Refuse to fall back to the CPU.
 
     Raises:
         BundleError: Nothing is committed, or the slot is damaged.
@@ -50,15 +45,8 @@ def open_serving(
         try:
             again = store.record()
             if again.serving == slot:
-                serving = Serving(
-                    store.bundle(slot),
-                    profile,
-                    slot=slot,
-                    trial=again.trial == slot,
-                    lock=lock,
-                    require_accelerator=require_accelerator,
-                )
-                return serving, again
+                bundle = store.bundle(slot)
+                return Serving(bundle, how, slot=slot, trial=again.trial == slot, lock=lock), again
         except BaseException:
             lock.close()
             raise
@@ -75,26 +63,24 @@ class Follower:
     Args:
         data_folder: Where ``boot-0`` and ``boot-1`` lie.
         store: The same folder's slots.
-        profile: The hardware target.
+        how: How to load.
         current: What is served now.
         hand_over: Takes a loaded bundle (a swap), or the present one with another ``trial`` flag.
         seen: Signature of the records that ``current`` was chosen by.
-        require_accelerator: Refuse bundles that would fall back to the CPU.
     """
 
     def __init__(
         self,
         data_folder: Path,
         store: SlotStore,
-        profile: HardwareProfile,
+        how: Loading,
         *,
         current: Callable[[], Serving],
         hand_over: Callable[[Serving, bool], None],
         seen: Signature,
-        require_accelerator: bool = False,
     ) -> None:
         self._paths = [str(data_folder / name) for name in RECORD_FILES]
-        self._store, self._profile, self._require = store, profile, require_accelerator
+        self._store, self._how = store, how
         self._current, self._hand_over = current, hand_over
         self._seen = seen
         self._following = threading.Lock()
@@ -156,8 +142,12 @@ class Follower:
             if trial != current.trial:
                 self._hand_over(current, trial)
             return
-        serving, _ = open_serving(self._store, self._profile, require_accelerator=self._require)
-        self._hand_over(serving, serving.trial)
+        serving, _ = open_serving(self._store, self._how)
+        try:
+            self._hand_over(serving, serving.trial)
+        except BaseException:  # it never came into service
+            serving.retire()
+            raise
 
     def _run(self) -> None:
         while not self._closing:

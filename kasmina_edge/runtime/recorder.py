@@ -1,20 +1,30 @@
-"""Telemetry of one app process: the hot path appends to a queue; a thread does the statistics and the disk."""
+"""Telemetry of one app process: the hot path appends to a queue; a thread does the statistics and the disk.
+
+The thread shares Python's global lock with the hot path, so it works on runs of frames with numpy instead of on single
+frames. The hot path keeps numbers and arrays only: a container a frame, held until the thread came round, made the
+garbage collector go through the whole heap of the app every other second.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import threading
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from kasmina_edge.contracts.record import TelemetryRecord
+import numpy as np
+
+from kasmina_edge.contracts.record import MAX_COUNT, TelemetryRecord
 from kasmina_edge.errors import KasminaError
-from kasmina_edge.runtime.serving import Array, Result, Serving
+from kasmina_edge.runtime.result import Array, Result
+from kasmina_edge.runtime.serving import Serving
 from kasmina_edge.settings import Settings
-from kasmina_edge.telemetry.outbox import Outbox
+from kasmina_edge.telemetry.details import SiteSource
+from kasmina_edge.telemetry.outbox import Outbox, open_outbox
 from kasmina_edge.telemetry.seed_telemetry import Collector
 
 log = logging.getLogger(__name__)
@@ -25,24 +35,51 @@ WAKE_EVENTS = 2_048
 TICK_S = 0.1
 CLOSE_WAIT_S = 5.0
 HELD_FRAMES = 32
-SAMPLE_INTERVAL_NS = 10_000_000
-"""Looking at a frame costs about as much as a small network: an app at thousands of frames a second gets 100 looks."""
+LOOK_SHARE = 0.01
+"""Looking at frames may take this share of a core: large frames are looked at less often."""
 SHORTEST_WINDOW_S = 0.25
 """A window that is full ends no earlier than this: a record costs some hundred microseconds and a flush of the disk."""
 Emit = Callable[[TelemetryRecord], None]
 
 
-class _Frame(NamedTuple):
-    at_s: float
+class Looks(Protocol):
+    """Something that wants to see sampled frames, such as the taps at a bundle's seed sites.
+
+    One that has the methods of `SiteSource` too is asked for what it measured whenever a record is due to carry it.
+    """
+
+    def look(self, model_inputs: list[Array]) -> None:
+        """See one frame: the app inputs in the model's own numbers; the arrays may be kept."""
+
+    def close(self) -> None:
+        """The bundle is not served any more."""
+
+
+Taps = Callable[[Serving], Looks | None]
+
+
+class _Run(NamedTuple):
+    at_ns: int
     serving: Serving
-    raw: Array | None
-    latency_us: float
-    frame: Array | None
+    latencies_ns: list[int]
+    raws: list[Array] | None
+
+
+class _Look(NamedTuple):
+    result: Result
+    x: Any
 
 
 class _Check(NamedTuple):
     at_s: float
     correct: bool
+
+
+class _Accelerator(NamedTuple):
+    at_s: float
+    runs_on: str
+    kind: str
+    cause: str
 
 
 class _Switch(NamedTuple):
@@ -54,6 +91,9 @@ class _Switch(NamedTuple):
 class _Barrier(NamedTuple):
     at_s: float
     reached: threading.Event
+
+
+_Other = _Check | _Accelerator | _Switch | _Barrier
 
 
 class Recorder:
@@ -69,11 +109,16 @@ class Recorder:
         settings: ``device.id`` and the ``telemetry`` section.
         boot: The device's boot counter.
         clock: Wall clock, seconds since 1970 UTC.
-        capacity: Most events that wait.
+        timer_ns: The monotonic clock of the results' times.
+        capacity: Most frames that wait.
         shortest_window_s: A window ends with its ``telemetry.window_frames`` frames, but not before so many seconds.
+        taps: Asked on the recorder's thread for every bundle that comes into service; what it gives sees the sampled
+            frames of that bundle.
+        collect: Called on the recorder's thread ten times a second; makes who holds answers back hand them in.
 
     Raises:
         StorageError: The outbox cannot be opened.
+        TrustError: Its key is another one, or is missing where it has to lie outside the data folder.
     """
 
     def __init__(
@@ -85,28 +130,37 @@ class Recorder:
         settings: Settings,
         boot: int,
         clock: Callable[[], float],
+        timer_ns: Callable[[], int] = time.perf_counter_ns,
         capacity: int = QUEUE_EVENTS,
         shortest_window_s: float = SHORTEST_WINDOW_S,
+        taps: Taps | None = None,
+        collect: Callable[[], None] = lambda: None,
     ) -> None:
-        self._clock, self._capacity = clock, capacity
-        self._queue: deque[_Frame | _Check | _Switch | _Barrier] = deque()
+        self._clock, self._timer_ns, self._capacity = clock, timer_ns, capacity
+        self._queue: deque[_Run | _Look | _Other] = deque()
+        self._taken = self._done = 0  # frames in runs: put into the queue, and taken out of it
+        self._held: deque[None] = deque()  # one entry a frame that waits to be looked at: appends and pops are atomic
+        self._taking = threading.Lock()
+        self._look_at_ns = self._look_every_ns = 0
         self._wake = threading.Event()
         self._closing = False
-        self._sample_at_ns = 0
-        self._copied = self._released = 0  # frames, by the hot path and by the thread
         self._left_out = 0
         self._event_at_s: float | None = None
         self._outbox: Outbox | None = None
         if emit is None:
             assert data_folder is not None
-            outbox = self._outbox = Outbox(data_folder / "outbox.db", clock=clock)
+            box = self._outbox = open_outbox(data_folder, settings, clock=clock)
 
             def emit(record: TelemetryRecord) -> None:
-                outbox.append(STREAM, record.to_bytes())
+                box.append(STREAM, record.to_bytes(), durable=False)
 
         self._emit = emit
+        self._taps, self._collect = taps, collect
+        self._tapped: Serving | None = None
+        self._looks: Looks | None = None
         manifest = serving.manifest
         self._window_frames = int(settings["telemetry.window_frames"])
+        self._window_s = float(settings["telemetry.window_s"])
         self._shortest_window_s = shortest_window_s
         self._window = (-1, 0, 0.0)  # the present record's sequence, frames in it, its first frame's time
         self._collector = Collector(
@@ -122,36 +176,47 @@ class Recorder:
             clock=self._now_s,
             emit=self._send,
             window_frames=_UNBOUNDED,
-            window_s=settings["telemetry.window_s"],
+            window_s=self._window_s,
             sample_every=settings["telemetry.sample_every"],
         )
-        self._thread = threading.Thread(target=self._run, name="kasmina-telemetry", daemon=True)
+        self.listen(serving)
+        self._thread = threading.Thread(target=self._run, args=(serving,), name="kasmina-telemetry", daemon=True)
         self._thread.start()
 
-    def observe(self, serving: Serving, result: Result, frame: Array | None, now_ns: int) -> None:
-        """Take one inference into account; one thread at a time, never blocks.
+    def take(self, serving: Serving, answered: list[Any], at_ns: int) -> None:
+        """Take inferences of one bundle into account, some 10 ms of them; never blocks, safe for several threads.
 
         Args:
             serving: Who answered.
-            result: What was answered; of its outputs only those of a classification are kept, and not for long.
-            frame: The checked input; None when there are several. It is copied when it is to be looked at.
-            now_ns: Monotonic nanoseconds; frames are looked at every `SAMPLE_INTERVAL_NS` at most.
+            answered: Latency in nanoseconds and first output, in turns. Of the outputs only those of a classification
+                are kept, and not for long.
+            at_ns: When that was.
         """
-        if now_ns < self._sample_at_ns or frame is None or self._copied - self._released >= HELD_FRAMES:
-            frame = None
-        else:
-            self._sample_at_ns = now_ns + SAMPLE_INTERVAL_NS
-            self._copied += 1
-            frame = frame.copy()
-        waiting = len(self._queue)
-        if waiting < self._capacity:
-            raw = result.raw if serving.classifies else None
-            self._queue.append(_new(_Frame, (self._clock(), serving, raw, result.latency_us, frame)))
-            if waiting == WAKE_EVENTS:
-                self._wake.set()
-        else:
-            self._left_out += 1
-            self._copied -= frame is not None
+        frames = len(answered) // 2
+        raws = answered[1::2] if serving.classifies else None
+        with self._taking:
+            if self._waiting() + frames > self._capacity:
+                self._left_out += frames
+                return
+            self._taken += frames
+            self._queue.append(_Run(at_ns, serving, answered[::2], raws))
+        if self._waiting() >= WAKE_EVENTS:
+            self._wake.set()
+
+    def attend(self, result: Result, x: object) -> None:
+        """Take one inference into account, and have its frame looked at if it is time; never blocks.
+
+        Args:
+            result: What was answered.
+            x: The frame as the app gave it; it is copied.
+        """
+        if len(self._held) >= HELD_FRAMES or result.ended_ns < self._look_at_ns:
+            self.take(result.serving, [result.latency_ns, result.raw], result.ended_ns)
+            return
+        self._look_at_ns = result.ended_ns + self._look_every_ns
+        self._held.append(None)
+        copy = {k: np.array(v) for k, v in x.items()} if isinstance(x, Mapping) else np.array(x)
+        self._queue.append(_Look(result, copy))
 
     def check(self, correct: bool) -> None:
         """Count one check frame."""
@@ -160,6 +225,16 @@ class Recorder:
     def switch(self, serving: Serving, *, trial: bool) -> None:
         """Count for another bundle, or for the same one in another role, from here on; never blocks."""
         self._queue.append(_Switch(self._clock(), serving, trial))
+
+    def accelerator(self, runs_on: str, kind: str, cause: str) -> None:
+        """Count an event of the accelerator; never blocks. Arguments as of `Collector.accelerator`."""
+        self._queue.append(_Accelerator(self._clock(), runs_on, kind, cause))
+
+    def listen(self, serving: Serving) -> None:
+        """Have the events of an accelerator's supervisor counted, where there is one."""
+        engine: Any = serving.engine
+        if hasattr(engine, "on_change"):
+            engine.on_change = lambda event: self.accelerator(event.runs_on, event.kind, event.detail)
 
     def flush(self, wait_s: float = CLOSE_WAIT_S) -> bool:
         """Finish the window and hand over its record; whether that was done within ``wait_s`` seconds."""
@@ -185,61 +260,142 @@ class Recorder:
     def _send(self, record: TelemetryRecord) -> None:
         """Hand a record over, with the frames left out so far counted as records of a whole window each."""
         lost = -(-self._left_out // self._window_frames)
-        self._emit(record.model_copy(update={"dropped_records": record.dropped_records + lost}) if lost else record)
+        if lost:
+            dropped = min(record.dropped_records + lost, MAX_COUNT)
+            record = record.model_copy(update={"dropped_records": dropped})
+        self._emit(record)
 
-    def _run(self) -> None:
+    def _run(self, serving: Serving) -> None:
+        self._tap(serving)
+        del serving
         while True:
             self._wake.wait(TICK_S)
             self._wake.clear()
             closing = self._closing
-            try:
-                while self._queue:
-                    self._take_in(self._queue.popleft())
-                if closing:
-                    return
-                self._collector.flush_if_due()
-            except KasminaError as exc:
-                log.warning("telemetry: %s", exc.message)
-            except Exception:  # whatever a record's taker raises, the app goes on
-                log.exception("telemetry: a record was lost")
+            self._safely(self._collect)
+            while self._queue:
+                self._take_in(self._queue.popleft())
+            if closing:
+                if self._looks is not None:
+                    self._safely(self._looks.close)
+                return
+            self._safely(self._collector.flush_if_due)
 
-    def _observe(self, event: _Frame) -> None:
-        top = event.serving.top(event.raw) if event.raw is not None else None
-        index, score = top if top is not None else (None, None)
-        self._collector.observe(event.frame, event.latency_us, score, index)
-        sequence, frames, began_s = self._window
-        if self._collector.next_sequence != sequence:
-            sequence, frames, began_s = self._collector.next_sequence, 0, event.at_s
-        self._window = (sequence, frames + 1, began_s)
-        if frames + 1 >= self._window_frames and not 0.0 <= event.at_s - began_s < self._shortest_window_s:
-            self._collector.flush()
+    def _waiting(self) -> int:
+        return self._taken - self._done
 
-    def _take_in(self, event: _Frame | _Check | _Switch | _Barrier) -> None:
-        self._event_at_s = event.at_s
+    def _take_in(self, event: _Run | _Look | _Other) -> None:
+        offset_s = self._clock() - self._timer_ns() / 1e9
+        if isinstance(event, _Run):
+            self._done += len(event.latencies_ns)
+            self._safely(self._observe_run, event, event.at_ns / 1e9 + offset_s)
+        elif isinstance(event, _Look):
+            self._held.pop()
+            self._safely(self._observe_one, event, event.result.ended_ns / 1e9 + offset_s)
+        else:
+            self._safely(self._take_in_other, event)
+
+    def _safely(self, do: Callable[..., None], *arguments: Any) -> None:
+        """Whatever a record's taker or a tap raises, the app goes on."""
         try:
-            if isinstance(event, _Frame):
-                self._released += event.frame is not None
-                self._observe(event)
-            elif isinstance(event, _Check):
-                self._collector.check(event.correct)
-            elif isinstance(event, _Switch):
-                manifest = event.serving.manifest
-                self._collector.switch(
-                    bundle=event.serving.digest,
-                    release=manifest.release,
-                    slot=event.serving.slot,
-                    trial=event.trial,
-                    domains=manifest.domains,
-                    labels=event.serving.labels,
-                )
-            else:
-                try:
-                    self._collector.flush()
-                finally:
-                    event.reached.set()
+            do(*arguments)
+        except KasminaError as exc:
+            log.warning("telemetry: %s", exc.message)
+        except Exception:
+            log.exception("telemetry: a record was lost")
         finally:
             self._event_at_s = None
 
+    def _observe_one(self, event: _Look, at_s: float) -> None:
+        """A frame that is looked at."""
+        result = event.result
+        self._event_at_s = at_s
+        began_ns = self._timer_ns()
+        frame = result.serving.frame_of(event.x)
+        self._count(1, at_s)
+        self._collector.observe(frame, result.latency_us, result.score, result.label_index)
+        if self._full(at_s):
+            self._collector.flush()
+        self._look_every_ns = int((self._timer_ns() - began_ns) / LOOK_SHARE)
+        if self._looks is not None:
+            self._looks.look(result.serving.model_inputs(event.x))
+
+    def _observe_run(self, run: _Run, at_s: float) -> None:
+        """Frames of one bundle that nobody looks at, cut where windows end."""
+        self._event_at_s = at_s
+        latencies_us = np.array(run.latencies_ns) / 1000.0  # (N,)
+        frames = len(latencies_us)
+        tops = None
+        if run.raws is not None:
+            tops = np.stack(run.raws).reshape(frames, -1).argmax(axis=1)  # the first of equals, as Result.label
+        begin = 0
+        while begin < frames:
+            end = min(begin + self._room(at_s), frames)
+            self._count(end - begin, at_s)
+            self._collector.observe_many(latencies_us[begin:end], None if tops is None else tops[begin:end], at_s)
+            if self._full(at_s):
+                self._collector.flush()
+            begin = end
+
+    def _room(self, at_s: float) -> int:
+        """How many frames of this time go into the present window, the one that ends it included."""
+        sequence, frames, began_s = self._window
+        if self._collector.next_sequence != sequence:
+            frames, began_s = 0, at_s
+        if not 0.0 <= at_s - began_s < self._window_s:
+            return 1
+        if at_s - began_s < self._shortest_window_s:
+            return _UNBOUNDED
+        return max(1, self._window_frames - frames)
+
+    def _count(self, frames: int, began_s: float) -> None:
+        sequence, before, first_s = self._window
+        if self._collector.next_sequence != sequence:
+            sequence, before, first_s = self._collector.next_sequence, 0, began_s
+        self._window = (sequence, before + frames, first_s)
+
+    def _full(self, at_s: float) -> bool:
+        _, frames, began_s = self._window
+        return frames >= self._window_frames and not 0.0 <= at_s - began_s < self._shortest_window_s
+
+    def _take_in_other(self, event: _Other) -> None:
+        self._event_at_s = event.at_s
+        if isinstance(event, _Check):
+            self._collector.check(event.correct)
+        elif isinstance(event, _Accelerator):
+            self._collector.accelerator(event.runs_on, event.kind, event.cause)
+        elif isinstance(event, _Switch):
+            manifest = event.serving.manifest
+            self._collector.switch(
+                bundle=event.serving.digest,
+                release=manifest.release,
+                slot=event.serving.slot,
+                trial=event.trial,
+                domains=manifest.domains,
+                labels=event.serving.labels,
+            )
+            self._tap(event.serving)
+        else:
+            try:
+                self._collector.flush(details=self._closing)
+                if self._outbox is not None:
+                    self._outbox.flush()
+            finally:
+                event.reached.set()
+
+    def _tap(self, serving: Serving) -> None:
+        """Let the taps of this bundle look from here on; those that look into it already go on."""
+        if serving is not self._tapped:
+            before, self._looks, self._tapped = self._looks, None, serving
+            if before is not None:
+                self._safely(before.close)
+            self._safely(self._open_taps, serving)
+        if isinstance(self._looks, SiteSource):
+            self._collector.sites(self._looks)
+
+    def _open_taps(self, serving: Serving) -> None:
+        if self._taps is not None:
+            self._looks = self._taps(serving)
+
 
 _UNBOUNDED = 2**62
-_new = tuple.__new__  # what a NamedTuple's class does, less a call

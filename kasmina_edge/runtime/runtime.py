@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import operator
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,18 +17,13 @@ import numpy as np
 from kasmina_edge.bundle import Bundle, read_file
 from kasmina_edge.contracts.manifest import BundleManifest
 from kasmina_edge.contracts.profile import HardwareProfile, load_profile
-from kasmina_edge.errors import EngineError, InputError, KasminaError
-from kasmina_edge.runtime.follow import (
-    LOCK_WAIT_S,
-    LOOK_INTERVAL_NS,
-    Follower,
-    Signature,
-    open_serving,
-    record_paths,
-    signature,
-)
-from kasmina_edge.runtime.recorder import Emit, Recorder
-from kasmina_edge.runtime.serving import Result, Serving
+from kasmina_edge.errors import InputError, KasminaError
+from kasmina_edge.runtime.asynchronous import AsyncLane
+from kasmina_edge.runtime.channel import Channel, Stream
+from kasmina_edge.runtime.follow import LOCK_WAIT_S, Follower, Signature, open_serving, record_paths, signature
+from kasmina_edge.runtime.recorder import Emit, Recorder, Taps
+from kasmina_edge.runtime.result import Result
+from kasmina_edge.runtime.serving import Loading, Serving
 from kasmina_edge.settings import Settings
 from kasmina_edge.slots import SlotStore
 
@@ -36,27 +32,26 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Verify = Callable[[Bundle], object]
-_NEVER = 2**63
 
 
-class Runtime:
-    """A bundle in service; make one with `Runtime.open`.
+class Runtime(Channel):
+    """A bundle in service; make one with `Runtime.open`, as many as you like in a process, and use it in a ``with``.
 
-    Safe for several threads: inferences of one runtime run one after another (inference libraries hold one set of
-    buffers), a swap waits for the one that is running and no inference waits for a load. Every answer comes from one
-    whole bundle, the one that ``Result.bundle`` names.
+    Safe for several threads and for asyncio: inferences of one runtime run one after another (inference libraries hold
+    one set of buffers), a swap waits for the one that is running and no inference waits for a load. Every answer comes
+    from one whole bundle, the one that ``Result.bundle`` names. After `close` open another; closing twice is harmless.
     """
 
     def __init__(self, serving: Serving) -> None:
-        self._serving = serving
-        self._recorder: Recorder | None = None
+        super().__init__(serving)
         self._follower: Follower | None = None
         self._data_folder: Path | None = None
         self._device = "local"
         self._clock: Callable[[], float] = time.time
-        self._look_at = _NEVER
-        self._closed = False
         self._captures: tuple[tuple[str, Signature], CaptureStore | None] | None = None
+        self._changing = threading.Lock()  # held while streams come, go and swap
+        self._streams: set[Stream] = set()
+        self._async: AsyncLane | None = None
         self.swaps = 0
 
     @classmethod
@@ -65,11 +60,13 @@ class Runtime:
         path: str | os.PathLike[str],
         *,
         profile: str | HardwareProfile | None = None,
+        engine: str | None = None,
         telemetry: Literal["auto"] | Emit | None = "auto",
         clock: Callable[[], float] = time.time,
         verify: Verify | None = None,
         pinned_root: bytes | None = None,
         require_accelerator: bool = False,
+        taps: Taps | Literal["auto"] | None = "auto",
     ) -> Runtime:
         """Open a device's data folder, or a bare `.kasmina` file.
 
@@ -81,12 +78,17 @@ class Runtime:
             path: A folder or a file.
             profile: Name, alias or TOML path of the hardware target; by default the data folder's
                 ``device.profile`` setting, or the profile that a bare bundle was built for.
+            engine: The one engine to use, e.g. ``litert``; "auto" measures those that are here and takes the fastest
+                that passes the bundle's self-test; "" takes the profile's order. By default the data folder's
+                ``device.engine`` setting, or the profile's order for a bare bundle.
             telemetry: ``"auto"``: into the data folder's outbox, and off for a bare bundle; None: off; or a function
                 that takes each record, on a thread of the runtime.
             clock: Wall clock, seconds since 1970 UTC, for telemetry and captures.
             verify: Used in place of the signature check of a bare bundle; raises to refuse.
             pinned_root: The fleet's root that a bare bundle is held against; without it only a desk key is accepted.
             require_accelerator: Refuse to fall back to the CPU, now and at every swap.
+            taps: Look into the seed sites of sampled frames; "auto": as the ``telemetry.taps`` setting says. See
+                `Recorder`.
 
         Raises:
             InputError: Neither a folder nor a file, or no such profile.
@@ -96,100 +98,79 @@ class Runtime:
             LockedError: The slot is being replaced right now.
         """
         place = Path(path)
-        if place.is_dir():
-            return cls._open_folder(place, profile, telemetry, clock, require_accelerator)
-        if not place.is_file():
+        if not place.is_dir() and not place.is_file():
             raise InputError(f"{place}: no such file or folder", "Pass a data folder or a .kasmina file.")
-        bundle = read_file(place)
-        if verify is not None:
-            verify(bundle)
-        else:
-            from kasmina_edge.updates.trust import verify_bundle
-
-            verify_bundle(bundle, pinned_root=pinned_root, clock=clock, dates=False)
-        target = _profile(profile or bundle.manifest.profile)
-        runtime = cls(Serving(bundle, target, require_accelerator=require_accelerator))
-        runtime._clock = clock
-        if telemetry is not None and telemetry != "auto":
-            settings = Settings.read(None)
-            runtime._device = settings["device.id"]
-            runtime._recorder = Recorder(
-                runtime._serving, emit=telemetry, data_folder=None, settings=settings, boot=0, clock=clock
-            )
-        return runtime
-
-    @classmethod
-    def _open_folder(
-        cls,
-        folder: Path,
-        profile: str | HardwareProfile | None,
-        telemetry: Literal["auto"] | Emit | None,
-        clock: Callable[[], float],
-        require_accelerator: bool,
-    ) -> Runtime:
-        if not (folder / "slots").is_dir():
+        folder = place if place.is_dir() else None
+        if folder is not None and not (folder / "slots").is_dir():
             raise InputError(
                 f"{folder}: not a data folder (it has no slots)", "Deploy a bundle with `kasmina-edge deploy`."
             )
         settings = Settings.read(folder)
-        target = _profile(profile or settings["device.profile"])
-        store = SlotStore(folder, clock=clock)
-        seen = signature(record_paths(folder))
-        serving, record = open_serving(store, target, wait_s=LOCK_WAIT_S, require_accelerator=require_accelerator)
-        runtime = cls(serving)
-        runtime._clock, runtime._data_folder, runtime._device = clock, folder, settings["device.id"]
+        if folder is None:
+            bundle = _verified(place, verify, pinned_root, clock)
+            how = Loading(_profile(profile or bundle.manifest.profile), require_accelerator, engine or "")
+            runtime, boot = cls(Serving(bundle, how)), 0
+        else:
+            how = Loading(
+                _profile(profile or settings["device.profile"]),
+                require_accelerator,
+                settings["device.engine"] if engine is None else engine,
+                verdicts=folder,
+            )
+            runtime, boot = cls._following(folder, how, clock)
+        runtime._clock, runtime._device = clock, settings["device.id"]
         try:
-            if telemetry is not None:
-                runtime._recorder = Recorder(
-                    serving,
+            recorder = None
+            if telemetry is not None and (folder is not None or telemetry != "auto"):
+                recorder = Recorder(
+                    runtime._serving,
                     emit=None if telemetry == "auto" else telemetry,
                     data_folder=folder,
                     settings=settings,
-                    boot=record.boot,
+                    boot=boot,
                     clock=clock,
+                    taps=_taps(taps, settings, clock),
+                    collect=runtime._collect_all,
                 )
-            runtime._follower = Follower(
-                folder,
-                store,
-                target,
-                current=lambda: runtime._serving,
-                hand_over=runtime._take_over,
-                seen=seen,
-                require_accelerator=require_accelerator,
-            )
-            runtime._follower.start()
+            follower = runtime._follower
+            runtime._record(recorder, follower.look if follower is not None else None)
+            if follower is not None:
+                follower.start()
         except BaseException:
             runtime.close()
             raise
-        runtime._look_at = perf_counter_ns() + LOOK_INTERVAL_NS
         return runtime
 
-    def infer(self, x: Any) -> Result:
-        """Answer one frame.
+    @classmethod
+    def _following(cls, folder: Path, how: Loading, clock: Callable[[], float]) -> tuple[Runtime, int]:
+        """A runtime that will follow a data folder once its follower is started, and the device's boot counter."""
+        store = SlotStore(folder, clock=clock)
+        seen = signature(record_paths(folder))
+        serving, record = open_serving(store, how, wait_s=LOCK_WAIT_S)
+        runtime = cls(serving)
+        runtime._data_folder = folder
+        runtime._follower = Follower(
+            folder, store, how, current=lambda: runtime._serving, hand_over=runtime._take_over, seen=seen
+        )
+        return runtime, record.boot
 
-        Args:
-            x: float32 (or float64) array of the manifest's input shape, with or without the leading 1, in the
-                manifest's valid range; or a dict of such arrays by input name.
+    def stream(self) -> Stream:
+        """A sequence of frames with state of its own, beside the runtime's and every other stream's.
+
+        For a model with state this loads the bundle once more (some milliseconds, and its memory); for others it costs
+        nothing. Close it, or use it in a ``with``.
 
         Raises:
-            InputError: Another shape or dtype, NaN, or values outside the range; nothing was inferred.
-            EngineError: The engine failed, or the runtime is closed.
+            EngineError: The runtime is closed, or this machine cannot load the bundle again.
         """
-        while True:
+        with self._changing:
             serving = self._serving
-            with serving.guard:
-                if not serving.retired:
-                    result, frame, now = serving.answer(x)
-                    if self._recorder is not None:
-                        self._recorder.observe(serving, result, frame, now)
-                    break
-            if self._closed:
-                raise EngineError(f"{serving.id}: the runtime is closed", "Open it again.")
-        if now >= self._look_at:
-            self._look_at = now + LOOK_INTERVAL_NS
-            if self._follower is not None:
-                self._follower.look()
-        return result
+            self._refuse_if_closed(serving)
+            stream = Stream(serving.twin() if serving.stateful else serving, owned=serving.stateful, lane=self._lane)
+            stream._record(self._recorder, self._look)
+            stream._on_close = self._forget_stream
+            self._streams.add(stream)
+            return stream
 
     def check(self, x: Any, expected_index: int) -> Result:
         """Answer a check frame: a known scene that came through the device's own sensor path; telemetry counts it.
@@ -234,12 +215,13 @@ class Runtime:
 
     def flush(self, wait_s: float = 5.0) -> bool:
         """Hand over the telemetry that was collected so far; whether that was done within ``wait_s`` seconds."""
+        self._collect_all(wait=True)
         return self._recorder is None or self._recorder.flush(wait_s)
 
     def refresh(self) -> str:
         """Look at the boot record now, and serve what it says before returning; the bundle's ``NAME VERSION``.
 
-        Needed only by callers who cannot wait for the next look (20 ms while inferring, a quarter second otherwise).
+        Needed only by callers who cannot wait for the next look (10 ms while inferring, a quarter second otherwise).
         """
         if self._follower is not None:
             self._follower.follow()
@@ -281,13 +263,22 @@ class Runtime:
         return self._follower.last_error if self._follower is not None else None
 
     def close(self) -> None:
-        """Write out telemetry, free the engine and let go of the slot; calling it twice is harmless."""
+        """Write out telemetry, free the engine and let go of the slot; calling it twice is harmless.
+
+        Waits for the inference that is running. Calls that come later, and async ones that have not begun, are an
+        `EngineError`.
+        """
         if self._closed:
             return
         self._closed = True
         if self._follower is not None and self._follower.started:
             self._follower.close()
+        for stream in list(self._streams):
+            stream.close()
         self._serving.retire()
+        self._hand_in()
+        if self._async is not None:
+            self._async.close()
         if self._recorder is not None:
             self._recorder.close()
 
@@ -298,18 +289,61 @@ class Runtime:
         self.close()
 
     def _take_over(self, serving: Serving, trial: bool) -> None:
-        """Put a bundle into service; called by the follower's thread, waits for the inference that is running."""
+        """Put a bundle into service; called by the follower's thread, waits for the inferences that are running.
+
+        Everything that takes time is done before the first lock is taken: an engine for every stream, and one for
+        batches where the old bundle had one.
+        """
         old = self._serving
-        with old.guard:
-            serving.trial = trial
-            if self._recorder is not None:
-                self._recorder.switch(serving, trial=trial)
-            self._serving = serving
-            old.retired = old is not serving
-        if old is not serving:
-            self.swaps += 1
-            old.retire()
-            log.info("%s replaced %s, slot %s", serving.id, old.id, serving.slot)
+        if old is serving:
+            with self._changing, ExitStack() as held:
+                for each in {old, *(stream._serving for stream in self._streams)}:
+                    held.enter_context(each.guard)
+                self._enter_service(serving, trial)
+            return
+        if old.batches:
+            serving.prepare_batches()
+        with self._changing:
+            followers = {s: serving.twin() if serving.stateful else serving for s in self._streams}
+            before = {old, *(stream._serving for stream in followers)}
+            with ExitStack() as held:
+                for each in before:
+                    held.enter_context(each.guard)
+                self._enter_service(serving, trial)
+                for stream, its in followers.items():
+                    stream._serving, stream._owned = its, serving.stateful
+                for each in before:
+                    each.retired = True
+        self.swaps += 1
+        for each in before:
+            each.retire()
+        log.info("%s replaced %s, slot %s", serving.id, old.id, serving.slot)
+
+    def _enter_service(self, serving: Serving, trial: bool) -> None:
+        """From here on this is served, and counted; the guards of what is served now are held."""
+        for channel in (self, *self._streams):
+            channel._hand_in()
+        serving.trial = trial
+        if self._recorder is not None:
+            self._recorder.switch(serving, trial=trial)
+            self._recorder.listen(serving)
+        self._serving = serving
+
+    def _collect_all(self, *, wait: bool = False) -> None:
+        for channel in (self, *self._streams):
+            channel._collect(wait=wait)
+
+    def _forget_stream(self, stream: Stream) -> None:
+        with self._changing:
+            self._streams.discard(stream)
+
+    def _lane(self) -> AsyncLane:
+        lane = self._async
+        if lane is None:
+            with self._changing:
+                self._refuse_if_closed(self._serving)
+                lane = self._async = self._async or AsyncLane()
+        return lane
 
     def _capture_store(self, name: str) -> CaptureStore | None:
         """The store under the verified plan for bundle ``name``; None without one.
@@ -353,3 +387,24 @@ def _class_index(value: object) -> int | None:
 
 def _profile(profile: str | HardwareProfile) -> HardwareProfile:
     return profile if isinstance(profile, HardwareProfile) else load_profile(profile)
+
+
+def _verified(place: Path, verify: Verify | None, pinned_root: bytes | None, clock: Callable[[], float]) -> Bundle:
+    bundle = read_file(place)
+    if verify is not None:
+        verify(bundle)
+    else:
+        from kasmina_edge.updates.trust import verify_bundle
+
+        verify_bundle(bundle, pinned_root=pinned_root, clock=clock, dates=False)
+    return bundle
+
+
+def _taps(taps: Taps | Literal["auto"] | None, settings: Settings, clock: Callable[[], float]) -> Taps | None:
+    if taps != "auto":
+        return taps
+    if not settings["telemetry.taps"]:
+        return None
+    from kasmina_edge.runtime.site_taps import site_taps
+
+    return site_taps(clock)

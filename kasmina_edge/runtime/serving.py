@@ -1,79 +1,45 @@
-"""One loaded bundle that answers frames: converters, engine, lock, and the slot it keeps from being replaced."""
+"""One loaded bundle that answers frames: converters, engine, lock, state, and the slot it keeps from being replaced."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from time import perf_counter_ns
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from kasmina_edge.bundle import Bundle
 from kasmina_edge.contracts.profile import HardwareProfile
 from kasmina_edge.engines import open_engine
+from kasmina_edge.engines.choice import AUTO
 from kasmina_edge.engines.tensors import InputConverter, OutputConverter
 from kasmina_edge.errors import EngineError, InputError
+from kasmina_edge.runtime.batches import SIZE, Batches, batches_of
+from kasmina_edge.runtime.result import Array, Result
 from kasmina_edge.storage import open_lock
 
 SlotName = Literal["a", "b", "-"]
-Array = npt.NDArray[Any]
 _ARRAY = np.ndarray
 
 
-class Result:
-    """What the bundle answered to one frame.
-
-    The top class is looked for when it is first asked for: an app that reads ``outputs`` alone does not wait for it.
+@dataclass(frozen=True)
+class Loading:
+    """How bundles are loaded here, now and at every swap.
 
     Attributes:
-        outputs: float32 arrays by the manifest's output names; they belong to the caller.
-        latency_us: Quantizing, invoking and de-quantizing, microseconds of wall time.
-        raw: The first output in the model's own numbers.
+        profile: The hardware target.
+        require_accelerator: Refuse to fall back to the CPU.
+        engine: The one engine to use; "" takes the profile's order, "auto" measures.
+        verdicts: Folder where "auto" keeps what it measured.
     """
 
-    __slots__ = ("_serving", "_top", "latency_us", "outputs", "raw")
-
-    def __init__(self, outputs: dict[str, Array], latency_us: float, serving: Serving, raw: Array) -> None:
-        self.outputs = outputs
-        self.latency_us = latency_us
-        self._serving = serving
-        self.raw = raw
-        self._top: tuple[int, float] | None = None
-
-    @property
-    def bundle(self) -> str:
-        """``NAME VERSION`` of the bundle that answered."""
-        return self._serving.id
-
-    @property
-    def label(self) -> str | None:
-        """The top class's name; None when the head is not a classification."""
-        index = self.label_index
-        return None if index is None else self._serving.label_names[index]
-
-    @property
-    def label_index(self) -> int | None:
-        """The top class; None when the head is not a classification."""
-        top = self._top or self._find_top()
-        return top[0] if top is not None else None
-
-    @property
-    def score(self) -> float | None:
-        """The top class's share under softmax, 0 to 1; None when the head is not a classification."""
-        top = self._top or self._find_top()
-        return top[1] if top is not None else None
-
-    def _find_top(self) -> tuple[int, float] | None:
-        self._top = self._serving.top(self.raw)
-        return self._top
-
-    def __repr__(self) -> str:
-        return (
-            f"Result(bundle={self.bundle!r}, label={self.label!r}, label_index={self.label_index!r}, "
-            f"score={self.score!r}, latency_us={self.latency_us!r}, outputs={self.outputs!r})"
-        )
+    profile: HardwareProfile
+    require_accelerator: bool = False
+    engine: str = ""
+    verdicts: Path | None = None
 
 
 class Serving:
@@ -84,11 +50,17 @@ class Serving:
 
     Args:
         bundle: Files that were checked.
-        profile: The hardware target.
+        how: The hardware target, or everything about loading.
         slot: Where it lies; "-" for a bare bundle.
         trial: Whether it is on trial.
         lock: Keeps the slot from being replaced; closed by `retire`.
-        require_accelerator: Refuse to fall back to the CPU.
+
+    Attributes:
+        stateful: Whether an answer depends on those before it.
+        model_data: The model file's bytes, of a model with state or seed sites: for a twin, and for taps.
+        fresh: The next answer begins from the beginning; always False for a model without state.
+        answer: One inference, to be called holding ``guard``. Raises `InputError` when the frame is not what the
+            manifest says, `EngineError` when the engine failed or answered NaN.
 
     Raises:
         EngineError: This machine cannot run it, or its outputs are not numbers.
@@ -98,12 +70,11 @@ class Serving:
     def __init__(
         self,
         bundle: Bundle,
-        profile: HardwareProfile,
+        how: HardwareProfile | Loading,
         *,
         slot: SlotName = "-",
         trial: bool = False,
         lock: open_lock | None = None,
-        require_accelerator: bool = False,
     ) -> None:
         manifest = bundle.manifest
         self.manifest = manifest
@@ -113,89 +84,231 @@ class Serving:
         self.trial = trial
         self.guard = threading.Lock()
         self.retired = False
-        self.engine = open_engine(bundle, profile, require_accelerator=require_accelerator)
-        model = self.engine.model
-        self._converters = [
-            InputConverter(tensor, manifest.preprocessing, io)
-            for tensor, io in zip(model.inputs, manifest.inputs, strict=True)
-        ]
-        self._names = {io.name for io in manifest.inputs}
-        self._only = self._converters[0] if len(self._converters) == 1 else None
-        self._outputs = [
-            (io.name, OutputConverter(tensor, io)) for tensor, io in zip(model.outputs, manifest.outputs, strict=True)
-        ]
-        self._only_output = self._outputs[0] if len(self._outputs) == 1 else None
-        self._run = self.engine.hot_path()
-        self.classifies = manifest.head == "classification"
-        self._may_be_nan = self.classifies and model.outputs[0].dtype == "float32"
-        self.labels = manifest.outputs[0].labels
-        self.classes = int(np.prod(manifest.outputs[0].shape))
-        self.label_names = tuple(self.labels[i] if i < len(self.labels) else str(i) for i in range(self.classes))
-        self.engine.run({t.name: np.zeros(t.shape, t.dtype) for t in model.inputs})  # the first run allocates
+        self._preparing = threading.Lock()
+        self._batches: Batches | Literal[False] | None = None  # None: nobody asked yet; False: not worth it
+        self._how = how if isinstance(how, Loading) else Loading(how)
+        self.engine = open_engine(
+            bundle,
+            self._how.profile,
+            require_accelerator=self._how.require_accelerator,
+            engine=self._how.engine,
+            verdicts=self._how.verdicts,
+        )
+        try:
+            self._prepare(bundle)
+        except BaseException:
+            self.engine.close()
+            raise
         self._lock = lock  # last: until here the caller owns it
 
+    def _prepare(self, bundle: Bundle) -> None:
+        manifest, model = self.manifest, self.engine.model
+        self.classifies = manifest.head == "classification"
+        pairs = list(zip(model.app_inputs, manifest.inputs, strict=True))
+        self._spare = [InputConverter(tensor, manifest.preprocessing, io) for tensor, io in pairs]
+        targets = self.engine.input_buffers() or [np.empty(t.shape, t.dtype) for t in model.app_inputs]
+        self._converters = [
+            InputConverter(tensor, manifest.preprocessing, io, target)
+            for (tensor, io), target in zip(pairs, targets, strict=True)
+        ]
+        self._names = {io.name for io in manifest.inputs}
+        self._ready = [converter.target for converter in self._converters]
+        self._outputs = [
+            (io.name, OutputConverter(tensor, io, copies=self.classifies))
+            for tensor, io in zip(model.app_outputs, manifest.outputs, strict=True)
+        ]
+        first = model.app_outputs[0]
+        self._may_be_nan = self.classifies and np.dtype(first.dtype).kind == "f"
+        self.labels = manifest.outputs[0].labels
+        self.classes = int(np.prod(manifest.outputs[0].shape))
+        names = tuple(self.labels[i] if i < len(self.labels) else str(i) for i in range(self.classes))
+        self.label_names = names
+        self.stateful = self.fresh = model.stateful
+        self.model_data = bundle.read(model.file) if self.stateful or model.sites else b""
+        self.engine.run({t.name: np.zeros(t.shape, t.dtype) for t in model.app_inputs})  # the first run allocates
+        if self.stateful:
+            self.engine.reset()
+        self.answer: Callable[[object], Result] = self._hot_path()
+
+    def twin(self) -> Serving:
+        """The same bundle loaded once more, with state of its own; for models with state only."""
+        assert self.stateful
+        how = replace(self._how, engine=self.engine.name) if self._how.engine == AUTO else self._how
+        return Serving(
+            Bundle(self.manifest, {self.engine.model.file.path: self.model_data}), how, slot=self.slot, trial=self.trial
+        )
+
     def check(self, x: object) -> list[Array]:
-        """The frame as checked float32 arrays in the order of the manifest's inputs.
+        """The frame as checked arrays of the model's shapes, in the order of the manifest's inputs.
 
         Raises:
             InputError: As `InputConverter.check`; or names differ from the manifest's.
         """
-        if self._only is not None and not isinstance(x, Mapping):
-            return [self._only.check(x)]
-        if not isinstance(x, Mapping):
-            raise InputError(f"{self.id}: takes {len(self._names)} inputs; pass a dict of {sorted(self._names)}")
-        if x.keys() != self._names:
-            raise InputError(f"{self.id}: expected inputs {sorted(self._names)}, got {sorted(map(str, x))}")
-        return [converter.check(x[converter.name]) for converter in self._converters]
+        return [converter.check(part) for converter, part in zip(self._spare, self._parts(x), strict=True)]
 
-    def answer(self, x: object) -> tuple[Result, Array | None, int]:
-        """One inference; call it holding ``guard``.
-
-        Returns:
-            The result, the checked frame when there is a single input, and `perf_counter_ns` at the end.
+    def check_many(self, xs: Sequence[object] | Array) -> list[list[Array]]:
+        """`check` of every frame; an array of frames is looked at as a whole.
 
         Raises:
-            InputError: The frame is not what the manifest says.
-            EngineError: The engine failed, or answered NaN.
+            InputError: As `check`; the message says which frame.
         """
-        only = self._only
-        if only is not None and type(x) is _ARRAY:
-            floats = only.check(x)
-            frame: Array | None = floats
-            started = perf_counter_ns()
-            converted: list[Array] = [only.convert(floats)]
-        else:
-            frames = self.check(x)
-            frame = frames[0] if only is not None else None
-            started = perf_counter_ns()
-            converted = [c.convert(f) for c, f in zip(self._converters, frames, strict=True)]
+        if isinstance(xs, np.ndarray) and len(self._spare) == 1:
+            rows = self._spare[0].check_rows(xs)
+            if rows is not None:
+                return [[row] for row in rows]
+        checked = []
+        for i, x in enumerate(xs):
+            try:
+                checked.append(self.check(x))
+            except InputError as exc:
+                raise InputError(f"frame {i} of the batch: {exc.message}", exc.next_step) from exc
+        return checked
+
+    def _hot_path(self) -> Callable[[object], Result]:
+        """`answer`, with everything it needs bound: an attribute less here is a share of a small model's time."""
+        check, ready, failure = self.check, self._ready, self.engine.failure
+        run, converters = self.engine.hot_path(), self._converters
+        load = converters[0].load if len(converters) == 1 else None
+        refuse_nan, stateful, clock = self._refuse_nan if self._may_be_nan else None, self.stateful, perf_counter_ns
+
+        def answer(x: object) -> Result:
+            started = clock()
+            if type(x) is _ARRAY and load is not None:
+                load(x)
+            else:
+                for converter, part in zip(converters, check(x), strict=True):
+                    converter.store(part)
+            try:
+                raws = run(ready)
+            except Exception as exc:
+                raise failure(exc) from exc
+            ended = clock()
+            fresh = False
+            if stateful:
+                fresh, self.fresh = self.fresh, False
+            if refuse_nan is not None:
+                refuse_nan(raws[0])
+            return Result(raws, ended - started, ended, self, fresh)
+
+        return answer
+
+    def answer_many(self, frames: Sequence[list[Array]]) -> list[Result]:
+        """As `answer`, for frames that `check` returned, one after another or many a call."""
+        answers: list[Result] = []
+        while self._batches and len(frames) - len(answers) >= SIZE:
+            answers += self._answer_together(frames[len(answers) : len(answers) + SIZE])
+        for frame in frames[len(answers) :]:
+            answers.append(self._answer_checked(frame))
+        return answers
+
+    def prepare_batches(self, frames: int = SIZE) -> None:
+        """Load the model a second time for many frames a call, if so many are ever asked for and it is worth it.
+
+        Costs the first caller with `SIZE` frames or more some 10 to 40 milliseconds a bundle, and nobody else.
+        """
+        if frames < SIZE or self._batches is not None or self.stateful:
+            return
+        with self._preparing:
+            if self._batches is None:
+                found = batches_of(self.engine, self.manifest, self._time_one)
+                with self.guard:
+                    if not self.retired:
+                        self._batches, found = found or False, None
+                if found:
+                    found.engine.close()
+
+    @property
+    def batches(self) -> bool:
+        """Whether batches were asked for here, and found worth it."""
+        return bool(self._batches)
+
+    def _answer_checked(self, frame: list[Array]) -> Result:
+        if len(frame) == 1:
+            return self.answer(frame[0])
+        return self.answer({converter.name: part for converter, part in zip(self._converters, frame, strict=True)})
+
+    def _answer_together(self, frames: Sequence[list[Array]]) -> list[Result]:
+        assert self._batches
+        started = perf_counter_ns()
         try:
-            answers = self._run(converted)
+            rows = self._batches.run(frames)
         except Exception as exc:
-            raise self.engine.failure(exc) from exc
-        if self._only_output is not None:
-            key, converter = self._only_output
-            first = converter.convert(answers[0])
-            outputs = {key: first}
-        else:
-            outputs = {key: c.convert(raw) for (key, c), raw in zip(self._outputs, answers, strict=True)}
-            first = outputs[self._outputs[0][0]]
+            raise self._batches.engine.failure(exc) from exc
         ended = perf_counter_ns()
-        latency_us = (ended - started) / 1000.0
-        if self._may_be_nan:
-            highest = first.item(first.argmax())  # the first NaN, if there is one
-            if highest != highest:
-                raise EngineError(f"{self.id}: {self.engine.runs_on} answered NaN", "Roll back to the previous bundle.")
-        return Result(outputs, latency_us, self, answers[0]), frame, ended
+        for raws in rows if self._may_be_nan else ():
+            self._refuse_nan(raws[0])
+        share = (ended - started) // len(rows)
+        return [Result(raws, share, ended, self, False) for raws in rows]
+
+    def _time_one(self) -> None:
+        with self.guard:
+            if not self.retired:
+                self.engine.hot_path()(self._ready)
+
+    def reset(self) -> bool:
+        """State back to its beginning; waits for the inference that is running. Nothing happens without state.
+
+        Returns:
+            False when this bundle was retired meanwhile.
+
+        Raises:
+            EngineError: The engine failed.
+        """
+        with self.guard:
+            if self.retired:
+                return False
+            if self.stateful:
+                self.engine.reset()
+                self.fresh = True
+            return True
 
     def top(self, raw: Array) -> tuple[int, float] | None:
         """The top class of a first output and its share under softmax; None when the head is not a classification."""
         return self._outputs[0][1].top(raw) if self.classifies else None
 
+    def frame_of(self, x: object) -> Array | None:
+        """The single input of a frame that was answered, in the app's units; None when there are several.
+
+        This and `model_inputs` are for the recorder's thread alone.
+        """
+        parts = self._parts(x)
+        return self._spare[0].restore(self._spare[0].check(parts[0])) if len(parts) == 1 else None
+
+    def model_inputs(self, x: object) -> list[Array]:
+        """A frame that was answered, once more in the model's numbers; the arrays belong to the caller."""
+        return [converter.convert(part).copy() for converter, part in zip(self._spare, self.check(x), strict=True)]
+
     def retire(self) -> None:
         """Free the engine and let go of the slot; waits for the inference that is running."""
         with self.guard:
             self.retired = True
+            self.answer = _retired
+            self.model_data = b""
+            self._converters, self._ready = [], []  # views of the engine's memory; results may keep this object alive
         self.engine.close()
+        if self._batches:
+            self._batches.engine.close()
         if self._lock is not None:
             self._lock.close()
+
+    def _parts(self, x: object) -> list[object]:
+        if not isinstance(x, Mapping):
+            if len(self._spare) == 1:
+                return [x]
+            raise InputError(f"{self.id}: takes {len(self._names)} inputs; pass a dict of {sorted(self._names)}")
+        if x.keys() != self._names:
+            raise InputError(f"{self.id}: expected inputs {sorted(self._names)}, got {sorted(map(str, x))}")
+        return [x[converter.name] for converter in self._spare]
+
+    def real(self, raws: list[Array]) -> dict[str, Array]:
+        """Outputs of the model as arrays by the manifest's names."""
+        return {key: converter.convert(raw) for (key, converter), raw in zip(self._outputs, raws, strict=True)}
+
+    def _refuse_nan(self, raw: Array) -> None:
+        highest = raw.item(raw.argmax())  # the first NaN, if there is one
+        if highest != highest:
+            raise EngineError(f"{self.id}: {self.engine.runs_on} answered NaN", "Roll back to the previous bundle.")
+
+
+def _retired(x: object) -> Result:
+    raise EngineError("this bundle is retired", "Ask the runtime, which has another one.")

@@ -217,7 +217,7 @@ def start_embedded(
         LinkError: It did not start.
     """
     if importlib.util.find_spec("iotcore") is None:
-        raise EngineError("the embedded broker (iotcore) is not installed", "Install it: pip install 'kasmina[fleet]'.")
+        raise EngineError("the embedded broker (iotcore) is not installed", "Install it: pip install iotcore.")
 
     def prepare(where: Path, chosen: int) -> list[str]:
         settings = where / "iotcore.toml"

@@ -28,6 +28,13 @@ class PlanFloor(SignedContract):
     sha256: Digest
 
 
+class AuditHead(SignedContract):
+    """The newest entry that the audit log is known to have had."""
+
+    seq: Annotated[int, Field(ge=1)]
+    hash: Digest
+
+
 class Floor(SignedContract):
     """Everything that only rises.
 
@@ -39,6 +46,7 @@ class Floor(SignedContract):
         versions: Newest verified metadata version by role.
         releases: Highest committed release by bundle name.
         plans: Last accepted change plan by bundle name.
+        audit: Where the audit log stood: a log that was cut together with its head shows against it.
     """
 
     format: Literal[1] = 1
@@ -47,6 +55,7 @@ class Floor(SignedContract):
     versions: dict[str, Count] = Field(default_factory=dict)
     releases: dict[Name, Count] = Field(default_factory=dict)
     plans: dict[Name, PlanFloor] = Field(default_factory=dict)
+    audit: AuditHead | None = None
 
     @classmethod
     def error_type(cls) -> type[KasminaError]:
@@ -61,7 +70,9 @@ class Floor(SignedContract):
         """
         floor = self.releases.get(manifest.name, 0)
         if manifest.release < floor:
-            raise TrustError(f"{manifest.id}: release {manifest.release} is below this device's floor {floor}")
+            raise TrustError(
+                f"{manifest.id}: release {manifest.release} is below this device's floor {floor}", breach="replay"
+            )
 
     def check_versions(self, versions: Mapping[str, int], online_keys: str) -> None:
         """Refuse metadata older than any that was verified before.
@@ -73,7 +84,9 @@ class Floor(SignedContract):
             kept = role == "root" or online_keys == self.online_keys
             floor = self.versions.get(role, 0) if kept else 0
             if versions[role] < floor:
-                raise TrustError(f"rollback: {role} metadata version {versions[role]}, this device has seen {floor}")
+                raise TrustError(
+                    f"rollback: {role} metadata version {versions[role]}, this device has seen {floor}", breach="replay"
+                )
 
     def with_refresh(self, versions: Mapping[str, int], online_keys: str, signed_at_s: float) -> Floor:
         """The floor after a verified refresh."""
@@ -86,6 +99,11 @@ class Floor(SignedContract):
     def with_release(self, name: str, release: int) -> Floor:
         """The floor after ``release`` was committed; it never falls."""
         return self.model_copy(update={"releases": {**self.releases, name: max(release, self.releases.get(name, 0))}})
+
+    def with_audit(self, audit: AuditHead) -> Floor:
+        """The floor after the audit log was written; its sequence never falls."""
+        known = self.audit
+        return self if known is not None and audit.seq <= known.seq else self.model_copy(update={"audit": audit})
 
     def with_plan(self, name: str, plan: PlanFloor) -> Floor:
         """The floor after a plan was accepted."""

@@ -64,7 +64,7 @@ def verify_bundle(
     where = bundle.id
     check_files(bundle, where=where, partial=True)
     if not bundle.metadata:
-        raise TrustError(f"{where}: carries no signatures", _UNSIGNED_NEXT_STEP)
+        raise TrustError(f"{where}: carries no signatures", _UNSIGNED_NEXT_STEP, breach="signature")
     embedded = _first_root(bundle)
     with refusals(where, offline=True):
         own = read_root(embedded) if embedded is not None else None
@@ -82,9 +82,11 @@ def verify_bundle(
             client.refresh()
             role = _signed_by(client, bundle, manifest)
     if role is None:
-        raise TrustError(f"{where}: nobody signed a manifest with sha256 {short_digest(sha256_hex(manifest))}")
+        told = f"nobody signed a manifest with sha256 {short_digest(sha256_hex(manifest))}"
+        raise TrustError(f"{where}: {told}", breach="signature")
     if floor is not None and bundle.manifest.release < floor:
-        raise TrustError(f"{where}: release {bundle.manifest.release} is below this device's floor {floor}")
+        told = f"release {bundle.manifest.release} is below this device's floor {floor}"
+        raise TrustError(f"{where}: {told}", breach="replay")
     if is_desk(root):
         return VerifiedBy("desk", "desk", root_key_id(root))
     return VerifiedBy("fleet", role, root_key_id(root))
@@ -114,6 +116,7 @@ def _refuse_strangers(where: str, own: Root | None, pinned: Root | None) -> None
             raise TrustError(
                 f"{where}: signed for fleet {root_key_id(own)}, and this device belongs to none",
                 "Enrol the device in that fleet, or deploy a bundle built here.",
+                breach="signature",
             )
         return
     if own is None or root_key_id(own) == root_key_id(pinned):
@@ -122,10 +125,12 @@ def _refuse_strangers(where: str, own: Root | None, pinned: Root | None) -> None
         raise TrustError(
             f"{where}: signed with desk key {root_key_id(own)}, and this device belongs to fleet {root_key_id(pinned)}",
             "Publish it through the fleet: `kasmina-edge deploy --to DEVICE`.",
+            breach="signature",
         )
     if is_desk(pinned):
         kind = "another desk key" if is_desk(own) else "a fleet"
         raise TrustError(
             f"{where}: signed by {kind} ({root_key_id(own)}), this device trusts desk key {root_key_id(pinned)}",
             "Use another --data folder, or enrol this device in the fleet.",
+            breach="signature",
         )

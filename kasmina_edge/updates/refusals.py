@@ -39,27 +39,29 @@ def refusals(where: str, *, trusted: Any = None, offline: bool = False) -> Itera
     except exceptions.RepositoryError as exc:
         raise _trust_error(where, exc, trusted) from exc
     except exceptions.DownloadLengthMismatchError as exc:
-        raise TrustError(f"{where}: more bytes came than were signed ({exc})") from exc
+        raise TrustError(f"{where}: more bytes came than were signed ({exc})", breach="tamper") from exc
     except exceptions.DownloadError as exc:
         raise _link_error(where, exc, offline) from exc
     except OSError as exc:
         raise StorageError(f"{where}: the trust folder cannot be used ({exc.strerror or exc})") from exc
     except (ValueError, TypeError, KeyError, AttributeError) as exc:
-        raise TrustError(f"{where}: malformed metadata ({type(exc).__name__}: {exc})") from exc
+        raise TrustError(f"{where}: malformed metadata ({type(exc).__name__}: {exc})", breach="malformed") from exc
 
 
 def _trust_error(where: str, exc: exceptions.RepositoryError, trusted: Any) -> TrustError:
     text = str(exc)
     if isinstance(exc, exceptions.ExpiredMetadataError):
-        return TrustError(f"{where}: {text}{_dates(text, trusted)}", _EXPIRED_NEXT_STEP)
+        return TrustError(f"{where}: {text}{_dates(text, trusted)}", _EXPIRED_NEXT_STEP, breach="expired")
     signed = _SIGNED_BY.match(text)
     if signed:
-        return TrustError(f"{where}: {signed['have']} of {signed['need']} valid signatures of role {signed['role']}")
+        have = f"{signed['have']} of {signed['need']} valid signatures of role {signed['role']}"
+        return TrustError(f"{where}: {have}", breach="signature")
     if isinstance(exc, exceptions.BadVersionNumberError):
-        return TrustError(f"{where}: metadata of another version than the signed one, or a rollback ({text})")
+        told = f"metadata of another version than the signed one, or a rollback ({text})"
+        return TrustError(f"{where}: {told}", breach="replay")
     if isinstance(exc, exceptions.LengthOrHashMismatchError):
-        return TrustError(f"{where}: the bytes are not those that were signed ({text})")
-    return TrustError(f"{where}: metadata refused ({text or type(exc).__name__})")
+        return TrustError(f"{where}: the bytes are not those that were signed ({text})", breach="tamper")
+    return TrustError(f"{where}: metadata refused ({text or type(exc).__name__})", breach="malformed")
 
 
 def _dates(text: str, trusted: Any) -> str:
@@ -82,7 +84,7 @@ def _link_error(where: str, exc: exceptions.DownloadError, offline: bool) -> Kas
             return cause
         cause = cause.__cause__
     if offline:
-        return TrustError(f"{where}: signed metadata is incomplete ({exc})")
+        return TrustError(f"{where}: signed metadata is incomplete ({exc})", breach="malformed")
     if isinstance(exc, exceptions.DownloadHTTPError):
         return LinkError(f"{where}: the repository answered {exc.status_code} ({exc})")
     return LinkError(f"{where}: not reached ({exc})")

@@ -182,16 +182,17 @@ class UpdateSession:
         with self._guard():
             image = client.find(wish.path)
         if image is None:
-            raise TrustError(f"the director wants {wish.path}, and no role vouches for it")
+            raise TrustError(f"the director wants {wish.path}, and no role vouches for it", breach="signature")
         if (image.length, image.hashes) != (wish.target.length, wish.target.hashes):
             raise TrustError(
-                f"{wish.path}: the director wants sha256 {_short(wish.target)}, the image role signed {_short(image)}"
+                f"{wish.path}: the director wants sha256 {_short(wish.target)}, the image role signed {_short(image)}",
+                breach="tamper",
             )
         role = cast("Literal['targets', 'grafts']", client.role_of(wish.path))
         self._roles = tuple(dict.fromkeys((*self._roles, role)))
         manifest = BundleManifest.from_bytes(self._manifest(image), where=wish.path)
         if (manifest.name, manifest.release) != (wish.name, wish.release):
-            raise TrustError(f"{wish.path}: holds release {manifest.release} of {manifest.name}")
+            raise TrustError(f"{wish.path}: holds release {manifest.release} of {manifest.name}", breach="tamper")
         return Offer(manifest, wish.path, role, manifest.content_digest())
 
     def _manifest(self, image: TargetFile) -> bytes:
@@ -227,11 +228,12 @@ class UpdateSession:
         with self._guard():
             full = self._ready().find(path)
         if full is None:
-            raise TrustError(f"{path}: the manifest names it, and no role vouches for it")
+            raise TrustError(f"{path}: the manifest names it, and no role vouches for it", breach="signature")
         if (full.length, full.hashes.get("sha256")) != (entry.size_bytes, entry.sha256):
             raise TrustError(
                 f"{path}: the manifest names {entry.size_bytes} bytes with sha256 {short_digest(entry.sha256)}, "
-                f"signed are {full.length} with {_short(full)}"
+                f"signed are {full.length} with {_short(full)}",
+                breach="tamper",
             )
         data = self._by_delta(path, entry, part, full, parents)
         if data is None:

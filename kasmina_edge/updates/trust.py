@@ -14,9 +14,10 @@ from kasmina_edge.contracts.canonical import sha256_hex
 from kasmina_edge.contracts.change_plan import ChangePlan
 from kasmina_edge.contracts.manifest import BundleManifest
 from kasmina_edge.errors import KasminaError, PlanError, TrustError
-from kasmina_edge.storage import as_storage_error, make_private_folder, write_durable
+from kasmina_edge.safety.audit import Head
+from kasmina_edge.storage import as_storage_error, make_private_folder, remove_file, sync_folder, write_durable
 from kasmina_edge.updates.client import Client, MemoryFetcher, is_desk, online_key_id, read_root, root_key_id
-from kasmina_edge.updates.floor import Floor, FloorFile, PlanFloor
+from kasmina_edge.updates.floor import AuditHead, Floor, FloorFile, PlanFloor
 from kasmina_edge.updates.offline import VerifiedBy, verify_bundle
 from kasmina_edge.updates.refusals import refusals
 from kasmina_edge.updates.session import CACHE_FOLDER, MANIFESTS_FOLDER, Offer, UpdateSession
@@ -76,12 +77,13 @@ class TrustStore:
             raise TrustError(
                 f"{self.folder}: root {root_key_id(old)} is pinned, refusing root {root_key_id(new)}",
                 "Enrol the device again with --force if it really changes hands.",
+                breach="signature",
             )
         make_private_folder(self.folder)
-        time_s = self._floor.read(must_exist=False).time_s if not force else 0.0
+        before = self._floor.read(must_exist=False)
         self.clear_cache()
         (self.folder / "plan.json").unlink(missing_ok=True)
-        self._floor.write(Floor(time_s=time_s))
+        self._floor.write(Floor(time_s=0.0 if force else before.time_s, audit=before.audit))
         write_durable(self.folder / "root.json", root)
 
     def clear_cache(self) -> None:
@@ -107,6 +109,16 @@ class TrustStore:
             TrustError: "release 3 is below this device's floor 5".
         """
         self._read_floor().check_release(manifest)
+
+    def audit_anchor(self) -> Head | None:
+        """The newest entry that the audit log is known to have had; None before the first."""
+        audit = self._read_floor().audit
+        return None if audit is None else Head(audit.seq, audit.hash)
+
+    def anchor_audit(self, head: Head) -> None:
+        """Remember the audit log's newest entry, durably; an older one changes nothing."""
+        make_private_folder(self.folder)
+        self._floor.write(self._read_floor().with_audit(AuditHead(seq=head.seq, hash=head.hash)))
 
     def now(self) -> float:
         """The device's clock, or the newest signed time when the clock is behind it."""
@@ -169,14 +181,18 @@ class TrustStore:
         last = floor.plans.get(plan.bundle)
         new = PlanFloor(serial=plan.serial, sha256=plan.digest())
         if last is not None and (new.serial < last.serial or (new.serial == last.serial and new != last)):
-            raise PlanError(f"change plan for {plan.bundle}: serial {plan.serial}, this device has seen {last.serial}")
+            raise PlanError(
+                f"change plan for {plan.bundle}: serial {plan.serial}, this device has seen {last.serial}",
+                breach="replay",
+            )
         write_durable(self.folder / "plan.json", plan.to_bytes())
         self._floor.write(floor.with_plan(plan.bundle, new))
 
     def drop_plan(self, name: str) -> None:
-        """The targets role lists no plan for ``name`` any more: no grafts and no capture from now on."""
+        """The targets role lists no plan for ``name`` any more: no grafts and no capture from now on, durably."""
         if self.plan(name) is not None:
-            (self.folder / "plan.json").unlink(missing_ok=True)
+            remove_file(self.folder / "plan.json")
+            sync_folder(self.folder)
 
     # ------------------------------------------------------------------------------------------ updates
 

@@ -198,7 +198,7 @@ def _read_table() -> npt.NDArray[np.float64]:
     """The 1,797 x 65 table, read from scikit-learn's folder without importing it (its import costs a second)."""
     spec = importlib.util.find_spec("sklearn")
     if spec is None or not spec.submodule_search_locations:
-        raise InputError("the digits come with scikit-learn, which is not installed", "pip install 'kasmina[trainer]'")
+        raise InputError("the digits come with scikit-learn, which is not installed", "pip install scikit-learn")
     path = Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
     if path.is_file():
         with gzip.open(path, "rt") as stream:

@@ -415,6 +415,7 @@ class Story:
 
     def _parity(self, kind: str) -> str:
         model = self._bundles[kind].manifest.models[0]
+        assert model.parity is not None, "the trainer measures it"
         return (
             f"{model.file.size_bytes} B int8, top-1 agreement with float {100 * model.parity.top1_agreement:.1f} % "
             f"of {model.parity.samples}"

@@ -53,7 +53,16 @@ def parse(data: bytes) -> Any:
     """
     if data[4:8] != FILE_IDENTIFIER:
         raise KasminaError(f"not a TFLite file: identifier {data[4:8]!r}, expected {FILE_IDENTIFIER!r}")
-    return schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
+    for buffer in model.buffers:
+        if buffer.offset > 1:  # large files hold their constants behind the FlatBuffer (schema.fbs, Buffer.offset)
+            if buffer.offset + buffer.size > len(data):
+                raise KasminaError(
+                    f"a constant of {buffer.size} bytes at {buffer.offset} lies outside of a file of {len(data)} bytes"
+                )
+            buffer.data = np.frombuffer(data, np.uint8, buffer.size, buffer.offset)
+            buffer.offset = buffer.size = 0
+    return model
 
 
 def serialize(model: Any) -> bytes:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from kasmina_edge.contracts.manifest import ModelTensor, SiteTensors
+from kasmina_edge.engines.tflite_graph import TfliteGraph
 from kasmina_edge.errors import KasminaError
 from kasmina_trainer import quantization
 from kasmina_trainer.export import flatbuffer, parity
@@ -141,7 +142,8 @@ def find_sites(
     """Which tensors hold the input and the output of each seed site, found by their values.
 
     Module and file compute the same values, so a tensor that equals what flows through a site on every frame, is that
-    site's; names and numbering play no part.
+    site's; names and numbering play no part. A branch that adds nothing yet leaves input and output equal: then the
+    output is the sum that reads the input.
 
     Args:
         network: The converted module.
@@ -166,7 +168,8 @@ def find_sites(
                 f"site {site}: its values appear in no tensor of the converted file",
                 "Put the site behind an activation or an addition, where the converter does not fuse it away.",
             )
-        places[site] = (found[0], found[1])
+        silent = found[0] == found[1] and isinstance(getattr(module.get_submodule(site), "inner", None), nn.Module)
+        places[site] = (found[0], _sum_behind(network, found[0]) if silent else found[1])
     return places
 
 
@@ -298,6 +301,18 @@ def _flow_through(module: nn.Module, sites: Sequence[str], frames: Array) -> dic
         for hook in hooks:
             hook.remove()
     return {site: (caught[site, 0], caught[site, 1]) for site in sites}
+
+
+def _sum_behind(network: FloatNetwork, name: str) -> str:
+    """The tensor that a silent residual branch leaves into: ``name`` plus what was computed from ``name``."""
+    graph = TfliteGraph(network.data)
+    names = flatbuffer.tensor_names(flatbuffer.parse(network.data))
+    entry = names.index(name)
+    for operator in graph.operators:
+        branch = graph.branch(entry, operator.outputs[0])
+        if branch is not None and any(entry in part.inputs for part in branch):
+            return names[operator.outputs[0]]
+    return name
 
 
 def _first_equal(seen: Sequence[Mapping[str, Array]], values: Array, names: Sequence[str]) -> str | None:

@@ -79,6 +79,8 @@ def test_the_refusal_refuses() -> None:
         "import kasmina_edge, sys; assert 'torch' not in sys.modules",
         "import kasmina_edge, sys; assert 'tuf' not in sys.modules and 'numpy' not in sys.modules",
         "import kasmina_edge.cli, sys; assert not {'torch', 'ai_edge_litert', 'onnxruntime'} & set(sys.modules)",
+        "import kasmina_edge.cli.agent_process, kasmina_edge.agent, kasmina_edge.transport.mqtt, sys; "
+        "assert not {'typer', 'rich', 'ai_edge_litert', 'onnxruntime'} & set(sys.modules)",
         "import kasmina_trainer, sys; assert 'torch' not in sys.modules",
         "import kasmina_trainer.cli, sys; assert 'torch' not in sys.modules",
     ],

@@ -18,11 +18,13 @@ from kasmina_edge.contracts.record import Summary, TelemetryRecord
 from kasmina_edge.errors import InputError, LockedError, PlanError
 from kasmina_edge.health import judge_trial
 from kasmina_edge.runtime import Runtime
-from kasmina_edge.safety.audit import verify
+from kasmina_edge.safety.audit import AuditLog, verify
+from kasmina_edge.service.health_socket import SOCKET_NAME, ask
 from kasmina_edge.slots import SlotStore
 from kasmina_edge.storage import Disk
 from kasmina_edge.telemetry.capture import CaptureStore
-from kasmina_edge.telemetry.outbox import Outbox
+from kasmina_edge.telemetry.outbox import open_outbox
+from kasmina_edge.updates.trust import TrustStore
 
 LIMITS = HealthLimits(probes="0" * 64, minimum_accuracy=0.9, live_frames=40, live_timeout_s=5.0, maximum_score_drop=0.2)
 
@@ -197,6 +199,47 @@ def test_a_rotten_active_slot_does_not_refuse_its_own_repair(tmp_path: Path, rot
         assert store.quarantine_entries() == {}
 
 
+def test_a_report_carries_the_audit_logs_head_and_the_floor_remembers_it(tmp_path: Path) -> None:
+    with MemoryFleet(tmp_path) as fleet:
+        data = fleet.enroll("cam-1")
+        fleet.start("cam-1")
+        fleet.publish_host(make_bundle())
+        report = fleet.wait_reported("cam-1", "committed", version="1.0.0")
+        log = AuditLog(data / "audit.log")
+        wait_for(lambda: (v := fleet.view("cam-1")) and v.reported and v.reported.audit_seq == log.head().seq, "head")  # type: ignore[union-attr]
+        assert report.audit_hash and report.trace_id
+        fleet.stop("cam-1")
+        anchor = TrustStore(data / "trust", clock=time.time).audit_anchor()
+        assert anchor == log.head()
+        lines = (data / "audit.log").read_bytes().splitlines(keepends=True)
+        (data / "audit.log").write_bytes(b"".join(lines[:-2]))
+        (data / "audit.log.head").unlink(missing_ok=True)
+        fleet.start("cam-1")
+        alert = wait_for(lambda: alerts(data).get("audit_regress"), "the alert")
+        assert alert["severity"] == "critical"
+
+
+def test_a_file_that_was_changed_after_it_was_verified_is_told(tmp_path: Path) -> None:
+    with MemoryFleet(tmp_path) as fleet:
+        data = fleet.enroll("cam-1")
+        fleet.start("cam-1")
+        fleet.publish_host(make_bundle())
+        fleet.wait_reported("cam-1", "committed", version="1.0.0")
+        assert alerts(data) == {}
+        store = SlotStore(data)
+        active = store.record().active
+        assert active is not None
+        (store.folder(active) / "manifest.json").write_bytes(b"{}")
+        assert wait_for(lambda: alerts(data).get("tamper"), "the alert")["text"]
+        health = ask(data / SOCKET_NAME)
+        assert health is not None and health["status"] == "ok"
+
+
+def alerts(data: Path) -> dict[str, dict[str, object]]:
+    """What the agent says stands, by rule."""
+    return {alert["rule"]: alert for alert in (ask(data / SOCKET_NAME) or {"alerts": []})["alerts"]}
+
+
 class FullNow(Disk):
     """A disk on which no boot record can be written while ``full`` is set."""
 
@@ -255,7 +298,7 @@ def test_numbers_at_the_edge_of_the_contract_do_not_end_the_loop(tmp_path: Path)
         fleet.publish_host(host, limits=plan_limits(live_frames=40, live_timeout_s=1.0))
         digest = fleet.wait_reported("cam-1", "committed", version="1.0.0").digest
         assert digest is not None
-        outbox = Outbox(fleet.data("cam-1") / "outbox.db")
+        outbox = open_outbox(fleet.data("cam-1"))
         extreme = Summary(count=2**53, mean=1e308, variance=1.0, minimum=0, maximum=1)
         for sequence in range(2):
             record = TelemetryRecord(

@@ -14,8 +14,10 @@ from worlds.fleets import grafted, plan_limits
 from kasmina_edge.bundle import pack
 from kasmina_edge.cli import main
 from kasmina_edge.contracts.arrays import unpack_arrays
+from kasmina_edge.contracts.record import Reported
 from kasmina_edge.fleet.folder import FleetFolder
 from kasmina_edge.fleet.repository import Repository
+from kasmina_edge.safety.audit import tail
 from kasmina_edge.safety.encryption import load_signing_key
 from kasmina_edge.telemetry.capture import CaptureStore, frame_digest
 
@@ -146,7 +148,28 @@ def test_captured_inputs_come_out_labelled_and_only_here(desk: Desk) -> None:
 
 def test_the_monitor_shows_an_empty_fleet_and_json(desk: Desk) -> None:
     assert "No device was heard of yet" in desk.call("monitor", *desk.fleet)
-    assert json.loads(desk.call("monitor", "--json", *desk.fleet)) == {"alerts": [], "devices": []}
+    assert json.loads(desk.call("monitor", "--json", *desk.fleet)) == {"alerts": [], "devices": [], "raised": []}
+
+
+def test_a_security_alert_stands_in_every_view_until_it_is_acknowledged(desk: Desk) -> None:
+    desk.call("fleet", "enroll", "cam-1", "--data", str(desk.folder / "cam-1"), *desk.fleet)
+    store = desk.office().store()
+    for sequence, (seq, entry) in enumerate(((9, "a" * 64), (4, "b" * 64))):
+        store.set_reported(
+            Reported(device="cam-1", boot=1, sequence=sequence, at_s=1.0, audit_seq=seq, audit_hash=entry)
+        )
+    store.close()
+    words = "the log ends at entry 4, entry 9 aaaaaaaaaaaa was told before"
+    for view in (["fleet", "status"], ["monitor"]):
+        assert words in desk.call(*view, *desk.fleet)
+    shown = json.loads(desk.call("fleet", "status", "--json", *desk.fleet))["devices"]["cam-1"]["alerts"]
+    assert [(a["kind"], a["severity"]) for a in shown] == [("audit_regress", "critical")]
+    assert json.loads(desk.call("monitor", "--json", *desk.fleet))["raised"] == shown
+    assert "audit_regress acknowledged" in desk.call("fleet", "acknowledge", "cam-1", *desk.fleet)
+    assert "no security alert stands" in desk.call("fleet", "acknowledge", "cam-1", *desk.fleet, code=2)
+    assert words not in desk.call("monitor", *desk.fleet)
+    (noted,) = tail(desk.folder / "fleet" / "audit.log", 1)
+    assert (noted.event, noted.fields["kinds"]) == ("alerts_acknowledged", ["audit_regress"])
 
 
 def test_a_new_plan_keeps_the_hosts_of_what_is_assigned(desk: Desk) -> None:

@@ -55,12 +55,12 @@ def test_a_window_equals_numpy() -> None:
     for name, share in (("p50", 0.5), ("p99", 0.99)):
         exact = np.quantile(latency, share, method="inverted_cdf")
         assert record.latency_us[name] == pytest.approx(exact, rel=0.0101)
-    assert record.latency_us["max"] == latency.max()
+    assert record.latency_us["max"] == pytest.approx(latency.max(), rel=1e-6)
     counts = np.bincount(label, minlength=4).tolist()
     assert record.labels == {"zero": counts[0], "one": counts[1], "two": counts[2], "3": counts[3]}
     assert record.features is not None
     assert record.features["roughness"] == pytest.approx(
-        np.mean([features(FRAMES[i])["roughness"] for i in looked]), rel=1e-9
+        np.mean([features(FRAMES[i])["roughness"] for i in looked]), rel=1e-6
     )
     assert record.drift is not None and record.drift < 1.0 and record.drift_domain == "clean"
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from worlds.bundles import make_bundle
 from worlds.repositories import DAY_S, World
 
 from kasmina_edge.contracts.canonical import sha256_hex
-from kasmina_edge.contracts.record import Desired, DeviceState, Reported, TelemetryRecord
+from kasmina_edge.contracts.record import Desired, DeviceAlert, DeviceState, Reported, TelemetryRecord
 from kasmina_edge.contracts.topics import Topics
 from kasmina_edge.contracts.transfer import ChunkRequest
 from kasmina_edge.errors import LinkError, StorageError
+from kasmina_edge.fleet.chunk_server import ChunkServer
 from kasmina_edge.fleet.controller import Controller, is_retained, order_of_publication
 from kasmina_edge.fleet.intake import MAX_STATUS_BYTES, Store
 from kasmina_edge.fleet.store import FleetStore
@@ -83,6 +85,9 @@ class Notebook:
 
     def set_state(self, state: DeviceState) -> None:
         self.calls.append(("state", state))
+
+    def add_alert(self, alert: DeviceAlert) -> None:
+        self.calls.append(("alert", alert))
 
     def add_event(self, device: str, payload: bytes) -> None:
         self.calls.append(("event", (device, payload)))
@@ -218,6 +223,32 @@ def test_an_unreadable_repository_does_not_end_the_controller(
         away.rename(timestamp)
         world.publish(make_bundle(version="1.0.1", seed=1), to=("cam-1",))
         wait_for(lambda: controller.publications >= 2, "the next publication")
+
+
+class Faulty(ChunkServer):
+    """Has a fault of its own at its first offers, of a kind that nobody foresaw."""
+
+    faults = 2
+
+    def offer(self, metadata: Mapping[str, bytes], targets: frozenset[str]) -> None:
+        if self.faults:
+            self.faults -= 1
+            raise ZeroDivisionError("a fault that nobody foresaw")
+        super().offer(metadata, targets)
+
+
+def test_a_fault_in_kasmina_itself_is_logged_and_does_not_end_the_controller(
+    memory: Subject, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = Faulty(world.repository.target_bytes, clock=time.monotonic)
+    store = Notebook()
+    with running(memory, world, store, serve=server) as controller:
+        assert controller.publications == 1 and server.faults == 0
+        memory.connected("cam-1").publish(TOPICS.reported("cam-1"), reported().to_bytes())
+        wait_for(lambda: store.calls, "what a device says to be stored as ever")
+    told = [r for r in caplog.records if "a fault in Kasmina" in r.getMessage()]
+    assert len(told) == 2 and all(r.levelname == "ERROR" and r.exc_info for r in told)
+    assert "ZeroDivisionError" in caplog.text, "with its traceback"
 
 
 def test_a_controller_starts_without_a_broker_and_publishes_when_there_is_one(memory: Subject, world: World) -> None:

@@ -16,9 +16,9 @@ from kasmina_edge.contracts.record import Reported, Summary
 from kasmina_edge.errors import InputError
 from kasmina_edge.fleet.monitor import DeviceView, device_alerts, fleet_alerts, fleet_table, window_view, with_alerts
 from kasmina_edge.safety.alerts import Alert, AlertLimits, accuracy_alert, changes, wilson_interval
-from kasmina_edge.safety.drift import DriftDetector
+from kasmina_edge.safety.drift import DriftHysteresis
 
-LIMITS = AlertLimits(drift=DriftDetector(raise_windows=3, clear_windows=2), silent_s=30.0)
+LIMITS = AlertLimits(drift=DriftHysteresis(raise_windows=3, clear_windows=2), silent_s=30.0)
 
 
 def make_view(records: list[Any], **changes: Any) -> DeviceView:

@@ -104,9 +104,10 @@ def test_too_long(tmp_path: Path) -> None:
         ("clock_mhz = 2300.0", "", ".clock_mhz: field required"),
         (
             '["litert", "onnxruntime"]',
-            '["litert", "tensorrt"]',
-            ".engines[1]: input should be 'litert' or 'onnxruntime'",
+            '["litert", "Tensor RT"]',
+            ".engines[1]: string should match pattern",
         ),
+        ("threads = 1", 'threads = 1\naccelerator_device = "usb3"', ".accelerator_device: string should match pattern"),
         ("threads = 1", 'threads = "many"', ".threads: input should be a valid integer"),
         ('name = "x86-cpu"', 'name = "X86 CPU"', ".name: string should match pattern"),
         ("latency_ms = 0.0247", "latency_ms = inf", ".anchors[0].latency_ms: input should be a finite number"),

@@ -27,7 +27,7 @@ from kasmina_edge.safety.encryption import new_sealing_key, public_hex
 from kasmina_edge.settings import Settings, write_settings
 from kasmina_edge.slots import SlotStore
 from kasmina_edge.storage import hold_lock
-from kasmina_edge.telemetry.outbox import Outbox
+from kasmina_edge.telemetry.outbox import open_outbox
 from kasmina_edge.updates.trust import TrustStore
 
 Deploy = Callable[..., SlotStore]
@@ -53,7 +53,7 @@ def runtime(host: Bundle, deploy: Deploy, data: Path) -> Iterator[Runtime]:
 
 
 def records(data: Path) -> list[TelemetryRecord]:
-    box = Outbox(data / "outbox.db")
+    box = open_outbox(data)
     try:
         return [TelemetryRecord.from_bytes(e.payload) for e in box.peek(10_000, 1 << 30) if e.stream == "stats"]
     finally:
@@ -121,11 +121,11 @@ def test_results_belong_to_the_caller(host: Bundle, deploy: Deploy, data: Path, 
     ("x", "message"),
     [
         (np.zeros((8, 8, 1), np.float32), r"expected shape \(1, 16, 16, 1\), got \(8, 8, 1\)"),
-        (np.zeros((16, 16, 1), np.uint8), "expected float32, got uint8"),
+        (np.zeros((16, 16, 1), np.uint8), "expected float32 or int8, got uint8"),
         (np.full((16, 16, 1), 2, np.float32), "expected values from 0 to 1, got 2 to 2"),
         (np.full((16, 16, 1), np.nan, np.float32), "holds NaN"),
         ({"frame": np.zeros((16, 16, 1), np.float32)}, r"expected inputs \['image'\], got \['frame'\]"),
-        (None, "expected float32"),
+        (None, "expected float32 or int8"),
     ],
 )
 def test_a_wrong_frame_changes_nothing(runtime: Runtime, x: object, message: str) -> None:
@@ -411,16 +411,15 @@ def test_a_window_ends_though_the_camera_stopped(host: Bundle, deploy: Deploy, d
 def test_a_full_window_ends_but_not_in_no_time(host: Bundle) -> None:
     serving = Serving(host, PROFILE)
     settings = Settings.read(None, environ={}, system_file=Path("/nonexistent"), flags={"telemetry.window_frames": 10})
-    result, frame, now_ns = serving.answer(digits()[0][0])
+    raw = serving.answer(digits()[0][0]).raw
     for period_s, expected in ((0.1, [10, 10, 5]), (0.001, [25]), (0.02, [14, 11])):
         taken: list[TelemetryRecord] = []
-        now = itertools.count()
         recorder = Recorder(
-            serving, emit=taken.append, data_folder=None, settings=settings, boot=0,
-            clock=lambda period_s=period_s, now=now: 1e9 + period_s * next(now),  # type: ignore[misc]
+            serving, emit=taken.append, data_folder=None, settings=settings, boot=0, clock=lambda: 1e9,
+            timer_ns=lambda: 0,
         )  # fmt: skip
         for i in range(25):
-            recorder.observe(serving, result, frame, now_ns + i)
+            recorder.take(serving, [25_000, raw], int(period_s * 1e9) * i)
         recorder.close()
         assert [r.frames for r in taken] == expected, period_s
     serving.retire()
@@ -446,11 +445,11 @@ def test_a_slow_disk_never_blocks_and_losses_are_counted(host: Bundle) -> None:
         serving, emit=slow, data_folder=None, settings=settings, boot=3, clock=time.time, capacity=100,
         shortest_window_s=0.0,
     )  # fmt: skip
-    result, frame, now_ns = serving.answer(digits()[0][0])
+    result = serving.answer(digits()[0][0])
     longest = 0.0
     for i in range(1000):
         began = time.perf_counter()
-        recorder.observe(serving, result, frame, now_ns + i)
+        recorder.take(serving, [result.latency_ns, result.raw], result.ended_ns + i)
         longest = max(longest, time.perf_counter() - began)
     assert not recorder.flush(wait_s=0.01), "the disk stands still"
     slow.go.set()

@@ -170,13 +170,13 @@ class Device(RuleBasedStateMachine):
         assert self.record.serving == self.record.active
         assert self.record.tries_left == tries
 
-    @precondition(lambda self: self.record.trial is not None)
+    @precondition(lambda self: self.record.trial is not None and self.record.tries_left > 0)
     @rule()
     def live(self) -> None:
         self.follow(decide.let_live(self.record))
         assert self.record.serving == self.record.trial
 
-    @precondition(lambda self: self.record.trial is not None)
+    @precondition(lambda self: self.record.trial is not None and self.record.tries_left > 0)
     @rule()
     def confirm(self) -> None:
         before = self.record
@@ -184,6 +184,19 @@ class Device(RuleBasedStateMachine):
         assert (self.record.active, self.record.previous) == (before.trial, before.active)
         assert self.record.active is not None
         self.good.add(self.holds[self.record.active])
+
+    @precondition(lambda self: self.record.trial is not None)
+    @rule()
+    def withdraw(self) -> None:
+        self.follow(decide.withdraw_trial(self.record, FAILURE))
+        assert self.record.serving == self.record.active and self.record.last_failure == FAILURE
+
+    @precondition(lambda self: self.record.trial is not None and self.record.tries_left == 0)
+    @rule()
+    def neither_live_nor_committed_without_a_try(self) -> None:
+        for refused in (decide.let_live, decide.commit_trial):
+            with pytest.raises(InputError, match="has failed its trial"):
+                refused(self.record)
 
     @precondition(lambda self: self.record.trial is not None)
     @rule()

@@ -223,6 +223,7 @@ def test_a_lock_that_cannot_be_made_is_no_locked_error(data: Path) -> None:
     ("code", "words"),
     [
         (errno.ENOSPC, "no space left on the disk"),
+        (errno.EDQUOT, "no space left on the disk"),
         (errno.EROFS, "the disk is read-only"),
         (errno.EACCES, "permission denied"),
         (errno.EPERM, "permission denied"),

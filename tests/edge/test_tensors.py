@@ -80,15 +80,15 @@ def test_wide_integers_and_floats_come_back_as_floats() -> None:
     [
         (np.zeros((1, 5), np.float32), r"expected shape \(1, 4\), got \(1, 5\)"),
         (np.zeros((2, 2), np.float32), r"expected shape \(1, 4\), got \(2, 2\)"),
-        (np.zeros((1, 4), np.uint8), "expected float32, got uint8"),
-        (np.zeros((1, 4), np.int64), "expected float32, got int64"),
-        (np.zeros((1, 4), bool), "expected float32, got bool"),
-        (np.zeros((1, 4), np.complex64), "expected float32, got complex64"),
-        (np.zeros((1, 4), object), "expected float32, got object"),
-        (np.zeros((1, 4), np.longdouble), "expected float32, got float128"),
-        ("text", "expected float32, got <U4"),
+        (np.zeros((1, 4), np.uint8), "expected float32 or int8, got uint8"),
+        (np.zeros((1, 4), np.int64), "expected float32 or int8, got int64"),
+        (np.zeros((1, 4), bool), "expected float32 or int8, got bool"),
+        (np.zeros((1, 4), np.complex64), "expected float32 or int8, got complex64"),
+        (np.zeros((1, 4), object), "expected float32 or int8, got object"),
+        (np.zeros((1, 4), np.longdouble), "expected float32 or int8, got float128"),
+        ("text", "expected float32 or int8, got <U4"),
         ([[1.0], [1.0, 2.0]], "not an array"),
-        (None, "expected float32, got object"),
+        (None, "expected float32 or int8, got object"),
         (np.array([[0, 0, np.nan, 0]], np.float32), "holds NaN"),
         (np.array([[0, 0, np.inf, 0]], np.float32), "from 0 to 1, got 0 to inf"),
         (np.array([[0, -0.5, 2, 0]], np.float32), "from 0 to 1, got -0.5 to 2"),
@@ -152,3 +152,79 @@ def test_many_classes_and_a_nan_are_scored_honestly() -> None:
     assert index == int(wide.argmax()) and score == pytest.approx(float(exact.max() / exact.sum()))
     for bad in ([1.0, math.nan, 2.0], [math.nan, 1.0], [math.inf, math.inf]):
         assert math.isnan(softmax_score(np.array(bad, np.float32))[1])
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    arrays(np.float32, (1, 6), elements=st.floats(-300, 300, width=32)),
+    st.sampled_from(["int8", "uint8", "int16", "int32", "float32"]),
+    st.floats(1e-3, 2.0),
+    st.integers(-128, 255),
+    st.floats(-3, 3),
+    st.sampled_from([None, (-300.0, 300.0), (-1.0, 1.0)]),
+)
+def test_the_hot_path_loads_what_check_and_convert_make(
+    x: np.ndarray, dtype: Any, scale: float, zero: int, mean: float, valid: tuple[float, float] | None
+) -> None:
+    """It skips the clipping where the checked extremes say that nothing saturates; no value may differ for that."""
+    quantized = dtype != "float32"
+    t = tensor(dtype, scale if quantized else None, zero if quantized else None, 6)
+    pre = Preprocessing(mean=mean, std=1.5, valid_range=valid)
+    target = np.zeros((1, 6), dtype)
+    plain, hot = InputConverter(t, pre), InputConverter(t, pre, None, target)
+    try:
+        expected = plain.convert(plain.check(x)).copy()
+    except InputError as exc:
+        with pytest.raises(InputError) as caught:
+            hot.load(x)
+        assert caught.value.message == exc.message and not target.any()
+        return
+    for same in (x, x[0], x.astype(np.float64)):
+        assert hot.load(same) is target and np.array_equal(target, expected)
+        target[...] = 0
+    rows = plain.check_rows(np.stack([x, x]))
+    assert rows is not None and len(rows) == 2 and np.array_equal(plain.convert(rows[1]), expected)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1.5])
+@pytest.mark.parametrize("place", range(4))
+def test_one_bad_value_anywhere_is_refused_and_nothing_is_written(bad: float, place: int) -> None:
+    x = np.full((1, 4), 0.5, np.float32)
+    x[0, place] = bad
+    converter = InputConverter(tensor(), UNIT)
+    converter.target[...] = 7
+    for check in (converter.check, converter.load):
+        with pytest.raises(InputError, match=r"holds NaN|expected values from 0 to 1"):
+            check(x)
+    assert (converter.target == 7).all()
+    assert converter.check_rows(x[None]) is None, "one by one, which says which"
+
+
+def test_the_models_own_integers_are_neither_scaled_nor_ranged() -> None:
+    converter = InputConverter(tensor("uint8", 0.5, 3), UNIT)
+    every = np.array([[0, 1, 254, 255]], np.uint8)
+    assert np.array_equal(converter.load(every), every) and np.array_equal(converter.load(every[0]), every)
+    assert converter.restore(every).tolist() == [[-1.5, -1.0, 125.5, 126.0]]
+    with pytest.raises(InputError, match="expected float32 or uint8, got int8"):
+        converter.load(every.view(np.int8))
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int32", "bool", "float64"])
+def test_inputs_that_are_no_quantization_take_their_own_type_alone(dtype: Any) -> None:
+    t = ModelTensor(name="tokens", shape=(1, 4), dtype=dtype)
+    converter = InputConverter(t, Preprocessing(mean=3.0), ModelIO(name="tokens", shape=(1, 4), dtype=dtype))
+    x = np.array([[1, 0, 1, 1]], dtype)
+    assert np.array_equal(converter.load(x), x) and np.array_equal(
+        converter.check(x.tolist() if dtype != "int32" else x), x
+    )
+    with pytest.raises(InputError, match=f"expected {dtype}, got float32"):
+        converter.load(x.astype(np.float32))
+    if dtype == "float64":
+        with pytest.raises(InputError, match="holds NaN"):
+            converter.load(np.full((1, 4), np.nan))
+
+
+def test_an_output_may_keep_its_own_type() -> None:
+    t = ModelTensor(name="y", shape=(1, 2), dtype="int64")
+    found = OutputConverter(t, ModelIO(name="y", shape=(2,), dtype="int64")).convert(np.array([[2**60, 3]], np.int64))
+    assert found.dtype == np.int64 and found.tolist() == [2**60, 3]

@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from worlds import exports
 
+from kasmina_edge.bundle import Bundle
 from kasmina_trainer.datasets.corruptions import blur
 from kasmina_trainer.datasets.digits import DigitSplits, Samples, split_digits
 from kasmina_trainer.evolve import GRAFT_SETTINGS, GrownNetwork, evolve
@@ -62,6 +64,30 @@ def grown(trained_host: nn.Module, parts: DigitSplits, captured: Samples, held_o
         capture_batches=("a" * 64,),
         seed=SEED,
     )
+
+
+@pytest.fixture(scope="session")
+def host_network(trained_host: nn.Module) -> SeededNetwork:
+    """The host with bare seed sites, for exports; never grown on."""
+    return attach_seeds(trained_host)
+
+
+@pytest.fixture(scope="session")
+def grafted(trained_host: nn.Module, parts: DigitSplits) -> SeededNetwork:
+    """Depthwise grafts at s1 and s2, trained for a lens out of focus."""
+    return exports.grow(trained_host, parts)
+
+
+@pytest.fixture(scope="session")
+def host(host_network: SeededNetwork, parts: DigitSplits) -> Bundle:
+    """digits 1.0.0."""
+    return exports.host_bundle(host_network, parts)
+
+
+@pytest.fixture(scope="session")
+def graft(grafted: SeededNetwork, parts: DigitSplits, host: Bundle) -> Bundle:
+    """digits 1.1.0, grown on it."""
+    return exports.graft_bundle(grafted, parts, host)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from worlds.fleets import wait_for
 from kasmina_edge.contracts.arrays import pack_arrays
 from kasmina_edge.errors import KasminaError
 from kasmina_edge.slots import SlotStore
-from kasmina_edge.telemetry.outbox import Outbox
+from kasmina_edge.telemetry.outbox import open_outbox
 from kasmina_trainer.demo import camera, report
 from kasmina_trainer.demo.findings import Findings, Step
 from kasmina_trainer.demo.processes import Processes
@@ -132,7 +132,7 @@ def test_the_camera_films_through_the_runtime_until_it_is_stopped(tmp_path: Path
         store.confirm()
 
         def filmed() -> bool:
-            outbox = Outbox(data / "outbox.db", clock=time.time)
+            outbox = open_outbox(data, clock=time.time)
             try:
                 return bool(outbox.peek(1, 100_000))
             finally:

@@ -16,8 +16,8 @@ import pytest
 import torch
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
-from torch import nn
 from worlds import exports
+from worlds.flat_files import constants_behind
 
 from kasmina_edge import bundle as container
 from kasmina_edge.bundle import Bundle
@@ -29,31 +29,11 @@ from kasmina_trainer.datasets.digits import LABELS, DigitSplits
 from kasmina_trainer.export import correction, flatbuffer, parity, tflite
 from kasmina_trainer.export.alignment import align
 from kasmina_trainer.export.bundle import export_bundle
-from kasmina_trainer.seeds import SeededNetwork, attach_seeds
+from kasmina_trainer.seeds import SeededNetwork
 
 Array = npt.NDArray[Any]
 ROOT = Path(__file__).resolve().parents[2]
 ENGINES = ("litert", "onnxruntime")
-
-
-@pytest.fixture(scope="session")
-def host_network(trained_host: nn.Module) -> SeededNetwork:
-    return attach_seeds(trained_host)
-
-
-@pytest.fixture(scope="session")
-def grafted(trained_host: nn.Module, parts: DigitSplits) -> SeededNetwork:
-    return exports.grow(trained_host, parts)
-
-
-@pytest.fixture(scope="session")
-def host(host_network: SeededNetwork, parts: DigitSplits) -> Bundle:
-    return exports.host_bundle(host_network, parts)
-
-
-@pytest.fixture(scope="session")
-def graft(grafted: SeededNetwork, parts: DigitSplits, host: Bundle) -> Bundle:
-    return exports.graft_bundle(grafted, parts, host)
 
 
 @pytest.fixture(scope="session")
@@ -238,6 +218,17 @@ def test_sites_can_be_read_in_the_shipped_file(graft: Bundle, grafted: SeededNet
             real = (interpreter.get_tensor(index).astype(np.float64) - zero) * scale
             assert real.shape == expected.shape
             assert np.corrcoef(real.ravel(), expected.ravel())[0, 1] > 0.98, site
+
+
+def test_large_files_keep_their_constants(graft: Bundle, parts: DigitSplits) -> None:
+    """Beyond some hundred kilobytes the quantizer writes constants behind the FlatBuffer."""
+    plain = graft.files["model.tflite"]
+    large = constants_behind(plain)
+    model = flatbuffer.parse(large)
+    flatbuffer.canonical(model, flatbuffer.parse(plain), {i: i for i in range(len(model.subgraphs[0].tensors))})
+    assert flatbuffer.serialize(model) == plain != large
+    with pytest.raises(KasminaError, match="lies outside of a file"):
+        flatbuffer.parse(large[:-40])
 
 
 def _delta(parent: bytes, data: bytes) -> int:

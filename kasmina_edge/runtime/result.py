@@ -1,0 +1,90 @@
+"""What a bundle answered to one frame."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from kasmina_edge.runtime.serving import Serving
+
+Array = npt.NDArray[Any]
+
+
+class Result:
+    """What the bundle answered to one frame.
+
+    Outputs are de-quantized, and the top class is looked for, when they are first asked for: an app that reads the
+    label alone does not wait for the rest. Everything here belongs to the caller; nothing is overwritten later.
+
+    Attributes:
+        fresh_state: The model has state, and this answer was the first since it was opened, reset or swapped in: what
+            earlier frames left behind is not in it. Always False for a model without state.
+        raw_outputs: Every output in the model's own numbers, in the manifest's order.
+        ended_ns: When it was there, by `time.perf_counter_ns`; ``latency_ns`` after it was begun.
+        serving: What answered.
+    """
+
+    __slots__ = ("_outputs", "_top", "ended_ns", "fresh_state", "latency_ns", "raw_outputs", "serving")
+
+    def __init__(self, raws: list[Array], latency_ns: int, ended_ns: int, serving: Serving, fresh_state: bool) -> None:
+        self.raw_outputs = raws
+        self.latency_ns = latency_ns
+        self.ended_ns = ended_ns
+        self.serving = serving
+        self.fresh_state = fresh_state
+        self._outputs: dict[str, Array] | None = None
+        self._top: tuple[int, float] | None = None
+
+    @property
+    def latency_us(self) -> float:
+        """Checking, quantizing and invoking, microseconds of wall time."""
+        return self.latency_ns / 1000.0
+
+    @property
+    def outputs(self) -> dict[str, Array]:
+        """Arrays by the manifest's output names: float32, or the type that the manifest gives an output."""
+        found = self._outputs
+        if found is None:
+            found = self._outputs = self.serving.real(self.raw_outputs)
+        return found
+
+    @property
+    def raw(self) -> Array:
+        """The first output in the model's own numbers."""
+        return self.raw_outputs[0]
+
+    @property
+    def bundle(self) -> str:
+        """``NAME VERSION`` of the bundle that answered."""
+        return self.serving.id
+
+    @property
+    def label(self) -> str | None:
+        """The top class's name; None when the head is not a classification."""
+        index = self.label_index
+        return None if index is None else self.serving.label_names[index]
+
+    @property
+    def label_index(self) -> int | None:
+        """The top class; None when the head is not a classification."""
+        top = self._top or self._find_top()
+        return top[0] if top is not None else None
+
+    @property
+    def score(self) -> float | None:
+        """The top class's share under softmax, 0 to 1; None when the head is not a classification."""
+        top = self._top or self._find_top()
+        return top[1] if top is not None else None
+
+    def _find_top(self) -> tuple[int, float] | None:
+        self._top = self.serving.top(self.raw_outputs[0])
+        return self._top
+
+    def __repr__(self) -> str:
+        return (
+            f"Result(bundle={self.bundle!r}, label={self.label!r}, label_index={self.label_index!r}, "
+            f"score={self.score!r}, latency_us={self.latency_us!r}, fresh_state={self.fresh_state!r}, "
+            f"outputs={self.outputs!r})"
+        )

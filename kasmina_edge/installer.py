@@ -6,6 +6,7 @@ has verified the signatures (updates/trust.py) and holds the agent's lock.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,12 +52,22 @@ class Installer:
         trust: Its trust store.
         profile: The hardware this is.
         note: Called with an event name and plain fields, for the audit log.
+        clock: Wall clock, seconds since 1970 UTC.
     """
 
     def __init__(
-        self, data: Path, store: SlotStore, trust: TrustStore, profile: HardwareProfile, *, note: Note
+        self,
+        data: Path,
+        store: SlotStore,
+        trust: TrustStore,
+        profile: HardwareProfile,
+        *,
+        note: Note,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._hosts = data / "hosts"
+        self._clock = clock
+        self._judged: Trial | None = None
         self._store = store
         self._trust = trust
         self._profile = profile
@@ -145,7 +156,8 @@ class Installer:
         except KasminaError as exc:
             self.take_back(manifest, exc.message)
             raise RolledBackError(f"{manifest.id}: {exc.message}") from exc
-        return Trial(slot, manifest, model, check, self_test, probes, time.monotonic() - started)
+        self._judged = Trial(slot, manifest, model, check, self_test, probes, time.monotonic() - started)
+        return self._judged
 
     def take_back(self, manifest: BundleManifest, reason: str) -> None:
         """End the trial: the previous slot is active, the content is quarantined, the reason is kept.
@@ -180,6 +192,16 @@ class Installer:
             self._store.confirm()
         self.settle(manifest)
         self._note("committed", bundle=manifest.id, release=manifest.release, content_digest=manifest.content_digest())
+        judged = self._judged if self._judged is not None and self._judged.manifest == manifest else None
+        test = judged.self_test if judged else None
+        verdict = health.CommittedVerdict(
+            content_digest=manifest.content_digest(),
+            at_s=self._clock(),
+            self_test=test.passed / test.samples if test else None,
+            probe_accuracy=judged.probes[1] if judged and judged.probes else None,
+        )
+        with contextlib.suppress(StorageError):  # a figure for telemetry, and no reason to fail
+            health.write_verdict(self._hosts.parent, verdict)
 
     def settle(self, manifest: BundleManifest) -> None:
         """What follows from a committed slot; run again at every start, since power may fail between the two."""

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from kasmina_edge.agent.heart import Heart
@@ -50,6 +54,8 @@ BRAKE_BEAT_S = 0.25
 MEASURE_S = 10.0
 TEND_KEYS_S = 3600.0
 MOST_ALERTS_TOLD = 16
+MEMORY_FOLDERS = tuple(Path(p) for p in (*os.environ.get("RUNTIME_DIRECTORY", "").split(":"), "/dev/shm") if p)  # noqa: S108
+MEMORY_OUTBOX_BYTES = 1024 * 1024
 
 
 class Agent:
@@ -93,7 +99,7 @@ class Agent:
             engine=settings["device.engine"], accelerator_device=settings["device.accelerator"]
         )
         self._signing_key = load_signing_key(data / "device.key")
-        self._outbox = outbox() if outbox is not None else open_outbox(data, settings, clock=clock)
+        self._outbox, self._sealed_off = _outbox_of(outbox or partial(open_outbox, data, settings, clock=clock), clock)
         self._reporter = Reporter(
             self.device,
             self._topics,
@@ -126,7 +132,7 @@ class Agent:
             self._store,
             self._trust,
             profile,
-            Installer(data, self._store, self._trust, profile, note=self._reporter.note),
+            Installer(data, self._store, self._trust, profile, note=self._reporter.note, clock=clock),
             self._reporter,
             self._heart,
             refused=self._watch.refused,
@@ -159,6 +165,8 @@ class Agent:
             self._guard("recovery", self._updater.recover)
             boot = self._watch.boot = self._store.record().boot
             self._guard("audit", lambda: self._watch.check_audit(self._data / "audit.log", self._trust.audit_anchor()))
+            if self._sealed_off is not None:
+                self._watch.spoiled(self._sealed_off)
             self._reporter.note("agent_started", boot=boot)
             self._open_link()
             log.info("agent started, start %d of this folder", boot, extra={"device": self.device})
@@ -243,6 +251,8 @@ class Agent:
             self._guard("closing", lambda: self._reporter.say_state(online=False))
             self._guard("closing", self._transport.close)
         self._guard("closing", self._outbox.close)
+        if self._sealed_off is not None:
+            shutil.rmtree(self._outbox.path.parent, ignore_errors=True)
         if self._health is not None:
             self._guard("closing", self._health.close)
         self._notifier.close()
@@ -264,7 +274,7 @@ class Agent:
     def _send_telemetry(self) -> None:
         assert self._publisher is not None
         self._guard("erasure", lambda: carry_out(self._captures(), self._outbox, self._reporter.prove))
-        if self._link.connected:
+        if self._link.connected and self._last_check > -math.inf:  # a newer plan may forbid or erase them
             self._guard("capture", self._queue_captures)
         self._publisher.pump(observe=self._observe)
 
@@ -354,6 +364,25 @@ class Agent:
             log.warning("%s: %s", what, exc.message, extra={"device": self.device})
         except Exception:
             log.exception("%s: a fault in Kasmina", what, extra={"device": self.device})
+
+
+def _outbox_of(opened: Callable[[], Outbox], clock: Callable[[], float]) -> tuple[Outbox, KasminaError | None]:
+    """The outbox, or one in memory when its key or its disk fails: a device that can be reached can be repaired.
+
+    What the sealed one holds stays where it is until the key is back.
+
+    Raises:
+        KasminaError: That of the sealed one, where this machine has no file system in memory.
+    """
+    try:
+        return opened(), None
+    except KasminaError as exc:
+        memory = next((f for f in MEMORY_FOLDERS if f.is_dir() and os.access(f, os.W_OK)), None)
+        if memory is None:
+            raise
+        log.error("outbox: %s; what happens from now on is kept in memory only", exc.message)
+        folder = Path(tempfile.mkdtemp(prefix="kasmina-", dir=memory))
+        return Outbox(folder / "outbox.db", max_bytes=MEMORY_OUTBOX_BYTES, clock=clock), exc
 
 
 def _mode(settings: Settings) -> int:

@@ -35,6 +35,7 @@ class Report:
     update_bytes: dict[str, int] | None = None
     update_seconds: float | None = None
     trace_id: str | None = None
+    engine: str | None = None
     sequence: int = 0
     sent: bytes = b""
 
@@ -162,6 +163,7 @@ class Reporter:
             update_bytes=self.report.update_bytes,
             update_seconds=self.report.update_seconds,
             clock_ok=self._clock_ok(),
+            engine=self.report.engine,
             life=self.life,
             audit_seq=audit.seq if audit else None,
             audit_hash=audit.hash if audit else None,

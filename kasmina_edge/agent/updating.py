@@ -235,6 +235,7 @@ class Updater:
 
     def _let_live(self, trial: Trial, began: float) -> None:
         """Let the apps follow the trial slot, and begin to compare live frames where there is something to compare."""
+        self._reporter.report.engine = trial.check.runs_on
         plan, active = self._trust.plan(trial.manifest.name), self._reporter.active()
         self._live.forget(trial.manifest.digest())
         self._installer.go_live()

@@ -46,9 +46,7 @@ class Channel:
         """
         while True:
             serving = self._serving
-            guard = serving.guard
-            guard.acquire()  # a tenth of a microsecond less than `with`
-            try:
+            with serving.guard:  # acquire and try would be faster, and an interrupt between the two would keep the lock
                 if not serving.retired:
                     result = serving.answer(x)
                     if result.ended_ns < self._attend_at:
@@ -58,8 +56,6 @@ class Channel:
                     else:
                         self._attend(result, x)
                     return result
-            finally:
-                guard.release()
             self._refuse_if_closed(serving)
 
     def infer_batch(self, xs: Sequence[Any] | Array) -> list[Result]:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from kasmina_edge.contracts.record import MAX_COUNT, TelemetryRecord
-from kasmina_edge.errors import KasminaError
+from kasmina_edge.errors import KasminaError, TrustError
 from kasmina_edge.runtime.result import Array, Result
 from kasmina_edge.runtime.serving import Serving
 from kasmina_edge.settings import Settings
@@ -56,6 +56,16 @@ class Looks(Protocol):
 
 
 Taps = Callable[[Serving], Looks | None]
+
+
+class Picks(Protocol):
+    """Something that picks sampled frames to be kept, as the change plan says."""
+
+    def look(self, serving: Serving, frame: Array, *, score: float | None, drifted: bool, at_s: float) -> None:
+        """See one frame; it may be held."""
+
+    def due(self, now_s: float) -> int:
+        """Keep what was picked, if it is time; how many frames that were."""
 
 
 class _Run(NamedTuple):
@@ -114,11 +124,11 @@ class Recorder:
         shortest_window_s: A window ends with its ``telemetry.window_frames`` frames, but not before so many seconds.
         taps: Asked on the recorder's thread for every bundle that comes into service; what it gives sees the sampled
             frames of that bundle.
+        picks: Sees the sampled frames of every bundle, and keeps some.
         collect: Called on the recorder's thread ten times a second; makes who holds answers back hand them in.
 
     Raises:
         StorageError: The outbox cannot be opened.
-        TrustError: Its key is another one, or is missing where it has to lie outside the data folder.
     """
 
     def __init__(
@@ -134,6 +144,7 @@ class Recorder:
         capacity: int = QUEUE_EVENTS,
         shortest_window_s: float = SHORTEST_WINDOW_S,
         taps: Taps | None = None,
+        picks: Picks | None = None,
         collect: Callable[[], None] = lambda: None,
     ) -> None:
         self._clock, self._timer_ns, self._capacity = clock, timer_ns, capacity
@@ -149,13 +160,18 @@ class Recorder:
         self._outbox: Outbox | None = None
         if emit is None:
             assert data_folder is not None
-            box = self._outbox = open_outbox(data_folder, settings, clock=clock)
+            try:
+                self._outbox = open_outbox(data_folder, settings, clock=clock)
+            except TrustError as exc:  # the key is gone: frames are answered, and nothing unsealed is kept
+                log.error("telemetry is off: %s", exc.message)
 
             def emit(record: TelemetryRecord) -> None:
-                box.append(STREAM, record.to_bytes(), durable=False)
+                if self._outbox is not None:
+                    self._outbox.append(STREAM, record.to_bytes(), durable=False)
 
         self._emit = emit
-        self._taps, self._collect = taps, collect
+        self._taps, self._picks, self._collect = taps, picks, collect
+        self._drifted = False
         self._tapped: Serving | None = None
         self._looks: Looks | None = None
         manifest = serving.manifest
@@ -263,6 +279,8 @@ class Recorder:
         if lost:
             dropped = min(record.dropped_records + lost, MAX_COUNT)
             record = record.model_copy(update={"dropped_records": dropped})
+        if record.drift is not None:
+            self._drifted = record.drift >= 1.0
         self._emit(record)
 
     def _run(self, serving: Serving) -> None:
@@ -280,6 +298,8 @@ class Recorder:
                     self._safely(self._looks.close)
                 return
             self._safely(self._collector.flush_if_due)
+            if self._picks is not None:
+                self._safely(self._picks.due, self._clock())
 
     def _waiting(self) -> int:
         return self._taken - self._done
@@ -295,7 +315,7 @@ class Recorder:
         else:
             self._safely(self._take_in_other, event)
 
-    def _safely(self, do: Callable[..., None], *arguments: Any) -> None:
+    def _safely(self, do: Callable[..., object], *arguments: Any) -> None:
         """Whatever a record's taker or a tap raises, the app goes on."""
         try:
             do(*arguments)
@@ -319,6 +339,8 @@ class Recorder:
         self._look_every_ns = int((self._timer_ns() - began_ns) / LOOK_SHARE)
         if self._looks is not None:
             self._looks.look(result.serving.model_inputs(event.x))
+        if self._picks is not None and frame is not None:
+            self._picks.look(result.serving, frame, score=result.score, drifted=self._drifted, at_s=at_s)
 
     def _observe_run(self, run: _Run, at_s: float) -> None:
         """Frames of one bundle that nobody looks at, cut where windows end."""

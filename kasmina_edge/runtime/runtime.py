@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import operator
 import os
+import random
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -18,8 +19,10 @@ from kasmina_edge.bundle import Bundle, read_file
 from kasmina_edge.contracts.manifest import BundleManifest
 from kasmina_edge.contracts.profile import HardwareProfile, load_profile
 from kasmina_edge.errors import InputError, KasminaError
+from kasmina_edge.health import read_verdict
 from kasmina_edge.runtime.asynchronous import AsyncLane
 from kasmina_edge.runtime.channel import Channel, Stream
+from kasmina_edge.runtime.field_capture import FieldCapture
 from kasmina_edge.runtime.follow import LOCK_WAIT_S, Follower, Signature, open_serving, record_paths, signature
 from kasmina_edge.runtime.recorder import Emit, Recorder, Taps
 from kasmina_edge.runtime.result import Result
@@ -29,6 +32,7 @@ from kasmina_edge.slots import SlotStore
 
 if TYPE_CHECKING:
     from kasmina_edge.telemetry.capture import CaptureStore
+    from kasmina_edge.telemetry.site_report import SiteContext
 
 log = logging.getLogger(__name__)
 Verify = Callable[[Bundle], object]
@@ -108,11 +112,11 @@ class Runtime(Channel):
         settings = Settings.read(folder)
         if folder is None:
             bundle = _verified(place, verify, pinned_root, clock)
-            how = Loading(_profile(profile or bundle.manifest.profile), require_accelerator, engine or "")
+            how = Loading(_profile(profile or bundle.manifest.profile, settings), require_accelerator, engine or "")
             runtime, boot = cls(Serving(bundle, how)), 0
         else:
             how = Loading(
-                _profile(profile or settings["device.profile"]),
+                _profile(profile or settings["device.profile"], settings),
                 require_accelerator,
                 settings["device.engine"] if engine is None else engine,
                 verdicts=folder,
@@ -129,7 +133,8 @@ class Runtime(Channel):
                     settings=settings,
                     boot=boot,
                     clock=clock,
-                    taps=_taps(taps, settings, clock),
+                    taps=_taps(taps, settings, clock, runtime._site_context),
+                    picks=FieldCapture(runtime._capture_store, random.Random()) if folder is not None else None,
                     collect=runtime._collect_all,
                 )
             follower = runtime._follower
@@ -360,6 +365,22 @@ class Runtime(Channel):
             self._captures = known = seen, None if seen[1][0] is None else self._read_plan(trust, name)
         return known[1]
 
+    def _site_context(self, serving: Serving) -> SiteContext:
+        """What this device knows of a bundle in service and no tap can see."""
+        from kasmina_edge.telemetry.site_report import SiteContext
+
+        if self._data_folder is None:
+            return SiteContext()
+        verdict = read_verdict(self._data_folder, serving.manifest.content_digest())
+        store = self._capture_store(serving.manifest.name)
+        return SiteContext(
+            committed_s=None if verdict is None or serving.trial else verdict.at_s,
+            plan=store.plan if store is not None else None,
+            captured=store.spent() if store is not None else None,
+            self_test=verdict.self_test if verdict is not None else None,
+            probe_accuracy=verdict.probe_accuracy if verdict is not None else None,
+        )
+
     def _read_plan(self, trust: Path, name: str) -> CaptureStore | None:
         from kasmina_edge.telemetry.capture import CaptureStore
         from kasmina_edge.updates.trust import TrustStore
@@ -385,8 +406,9 @@ def _class_index(value: object) -> int | None:
         return None
 
 
-def _profile(profile: str | HardwareProfile) -> HardwareProfile:
-    return profile if isinstance(profile, HardwareProfile) else load_profile(profile)
+def _profile(profile: str | HardwareProfile, settings: Settings) -> HardwareProfile:
+    target = profile if isinstance(profile, HardwareProfile) else load_profile(profile)
+    return target.chosen(accelerator_device=settings["device.accelerator"])
 
 
 def _verified(place: Path, verify: Verify | None, pinned_root: bytes | None, clock: Callable[[], float]) -> Bundle:
@@ -400,11 +422,16 @@ def _verified(place: Path, verify: Verify | None, pinned_root: bytes | None, clo
     return bundle
 
 
-def _taps(taps: Taps | Literal["auto"] | None, settings: Settings, clock: Callable[[], float]) -> Taps | None:
+def _taps(
+    taps: Taps | Literal["auto"] | None,
+    settings: Settings,
+    clock: Callable[[], float],
+    context: Callable[[Serving], SiteContext],
+) -> Taps | None:
     if taps != "auto":
         return taps
     if not settings["telemetry.taps"]:
         return None
     from kasmina_edge.runtime.site_taps import site_taps
 
-    return site_taps(clock)
+    return site_taps(clock, context)

@@ -302,6 +302,9 @@ class Serving:
 
     def real(self, raws: list[Array]) -> dict[str, Array]:
         """Outputs of the model as arrays by the manifest's names."""
+        if len(raws) == 1:
+            key, converter = self._outputs[0]
+            return {key: converter.convert(raws[0])}
         return {key: converter.convert(raw) for (key, converter), raw in zip(self._outputs, raws, strict=True)}
 
     def _refuse_nan(self, raw: Array) -> None:

@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError
 
 from kasmina_edge.contracts.arrays import pack_arrays
 from kasmina_edge.contracts.canonical import SignedContract, sha256_hex
-from kasmina_edge.contracts.change_plan import ChangePlan, Erasure
+from kasmina_edge.contracts.change_plan import CaptureSampling, ChangePlan, Erasure
 from kasmina_edge.errors import InputError, KasminaError, StorageError, TrustError
 from kasmina_edge.safety.encryption import seal
 from kasmina_edge.storage import (
@@ -134,6 +134,27 @@ class CaptureStore:
     ) -> None:
         self.folder = folder
         self._plan, self._device, self._clock = plan, device, clock
+
+    @property
+    def plan(self) -> ChangePlan | None:
+        """The change plan that this store keeps frames under."""
+        return self._plan
+
+    @property
+    def sampling(self) -> CaptureSampling | None:
+        """What the plan has this device keep by itself; None: nothing."""
+        plan = self._plan
+        return plan.capture.sampling if plan is not None and plan.capture and plan.controller_key else None
+
+    def spent(self) -> tuple[int, int, float | None] | None:
+        """Frames and bytes kept under the plan, and when the first was; None without a plan that allows any.
+
+        Raises:
+            StorageError: The ledger cannot be read.
+        """
+        plan = self._plan
+        spent = self._ledger().under(plan) if plan is not None and plan.capture is not None else None
+        return None if spent is None else (spent.frames, spent.bytes, spent.since_s)
 
     def keep(self, frame: npt.NDArray[Any], *, bundle: str, at_s: float | None = None) -> str | None:
         """Seal one frame into the folder; when this returns a digest, the frame is on disk and counted.

@@ -142,7 +142,9 @@ def check_whole_device(left: Left) -> None:
         promise(word not in told or event in events, f"{word} was told, and the log lacks {event}")
     if "kept" in told:
         try:
-            promise(device.capture.pending() == [0] and bool(device.capture.payload(0)), "the captured frame is lost")
+            kept = device.capture.pending()
+            promise(bool(kept) and (left.refused or kept == [0]), "the captured frame is lost")
+            device.capture.payload(kept[-1])
         except KasminaError as exc:
             raise BrokenPromiseError(f"the captured frame: {exc.message}") from exc
     if device.has_outbox:

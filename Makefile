@@ -26,10 +26,10 @@ echo "Installing $(1) with apt-get"; \
 { echo "$(1) is missing and apt-get could not install it: see its message above." >&2; exit 1; }
 endef
 
-.PHONY: help install broker demo test check bench soak clean
+.PHONY: help install broker demo test check bench soak arm64 clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## /  make \1\t/' | expand -t 16
 
 install: $(INSTALLED) ## .venv with everything in it (done by the others when needed)
 
@@ -65,6 +65,9 @@ bench: $(INSTALLED) broker ## measured against its targets; `make bench only=NAM
 
 soak: $(INSTALLED) broker ## the long variants: power cuts, faults, a million inferences; `make soak ARGS="-k NAME"`
 	@$(BIN)/python -m pytest -m "slow or soak" $(ARGS)
+
+arm64: $(INSTALLED) ## the wheel on a 64-bit Arm system under qemu: conformance, deploy, update, answers compared; needs root
+	@PYTHON=$(BIN)/python tests/arm64/build.sh
 
 clean: ## removes .venv and everything built
 	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage .coverage.*

@@ -207,6 +207,7 @@ class Installer:
         """What follows from a committed slot; run again at every start, since power may fail between the two."""
         for name in ("floor", "plan.json", "root.json"):
             remove_temporaries(self._trust.folder / name)
+        remove_temporaries(self._hosts.parent / health.VERDICT_FILE)
         self._trust.raise_floor(manifest.name, manifest.release)
         if manifest.host is None and not manifest.grafts:
             make_private_folder(self._hosts)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from worlds.bundles import make_profile
 from worlds.disks import LOSSES, Lose, PowerCut, PowerDisk, QuickDisk
 from worlds.lives import (
     BAD,
@@ -33,7 +32,6 @@ from worlds.promises import SCENES, BrokenPromiseError, Left, check_lives_on
 from kasmina_edge.boot_record import BootRecord, decode_record
 from kasmina_edge.bundle import read_folder, write_folder
 from kasmina_edge.errors import KasminaError
-from kasmina_edge.installer import Installer
 from kasmina_edge.slots import RECORD_FILES, Slot, SlotStore
 from kasmina_edge.storage import remove_tree, use_disk
 
@@ -395,11 +393,12 @@ def test_success_told_before_the_commit_is_a_broken_promise(memory: Path) -> Non
 
 def test_a_decision_taken_for_durable_after_a_refused_flush_breaks_a_promise(memory: Path) -> None:
     def life(device: Device) -> list[Step]:
-        trusting = Trusting(device.folder, clock=lambda: 1.0, lock_wait_s=0.0)
-        device.installer = Installer(
-            device.folder, trusting, device.trust, make_profile(), note=lambda event, **fields: None
-        )  # the audit log would flush the folder
-        return list(decide(device))
+        store = Trusting(device.folder, clock=lambda: 1.0, lock_wait_s=0.0)
+
+        def commit() -> BootRecord:  # alone: what the installer writes next would flush the folder
+            return store.confirm() if store.record().trial else store.affirm()
+
+        return [*list(decide(device))[:2], ("committed", commit)]
 
     with pytest.raises(BrokenPromiseError, match="refused, then cut after the last word: committed was told"):
         refuse_then_cut(memory, "decide", "everything", sample=0, life=life)

@@ -104,9 +104,9 @@ def swaps(data: Path, count: int) -> list[Sample]:
 
 
 def test_swaps_keep_nothing_open(data: Path) -> None:
-    samples = swaps(data, 6)
-    assert samples[-1].open_files <= samples[1].open_files + 1
-    assert samples[-1].threads <= samples[1].threads
+    samples = swaps(data, 10)
+    assert samples[-1].open_files <= samples[1].open_files + 2  # the outbox opens its file with the first record
+    assert samples[-1].threads <= samples[1].threads + 2  # the outbox's and the taps' begin when first needed
 
 
 @pytest.mark.soak

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +16,7 @@ from pathlib import Path
 
 from kasmina_edge.agent.heart import Heart
 from kasmina_edge.agent.reporting import Reporter, life_of
+from kasmina_edge.agent.spool import Spool
 from kasmina_edge.agent.updating import Updater
 from kasmina_edge.agent.vitals import Vitals
 from kasmina_edge.agent.watch import DeviceWatch
@@ -54,8 +52,7 @@ BRAKE_BEAT_S = 0.25
 MEASURE_S = 10.0
 TEND_KEYS_S = 3600.0
 MOST_ALERTS_TOLD = 16
-MEMORY_FOLDERS = tuple(Path(p) for p in (*os.environ.get("RUNTIME_DIRECTORY", "").split(":"), "/dev/shm") if p)  # noqa: S108
-MEMORY_OUTBOX_BYTES = 1024 * 1024
+RETRY_OUTBOX_S = 60.0
 
 
 class Agent:
@@ -67,7 +64,7 @@ class Agent:
         connect: Makes the connected transport, given the will message; passed in so that tests bring their own broker.
         clock: Wall clock, seconds since 1970 UTC.
         notifier: Speaks to the service manager; None: nobody listens.
-        outbox: Opens the outbox; None takes ``outbox.db`` of the data folder.
+        outbox: Opens the outbox; None takes the sealed one of the data folder.
         serve_health: Whether the health socket is opened.
 
     Raises:
@@ -99,13 +96,13 @@ class Agent:
             engine=settings["device.engine"], accelerator_device=settings["device.accelerator"]
         )
         self._signing_key = load_signing_key(data / "device.key")
-        self._outbox, self._sealed_off = _outbox_of(outbox or partial(open_outbox, data, settings, clock=clock), clock)
+        self._spool = Spool(outbox or partial(open_outbox, data, settings, clock=clock), clock)
         self._reporter = Reporter(
             self.device,
             self._topics,
             self._store,
             AuditLog(data / "audit.log", clock=clock),
-            self._outbox,
+            lambda: self._spool.outbox,
             life_of(data / "life"),
             clock=clock,
             clock_ok=lambda: self._trust.clock_ok,
@@ -146,6 +143,7 @@ class Agent:
         self._dropped: int | None = None
         self._last_check = -math.inf
         self._looked_at = self._measured_at = self._keys_tended_at = -math.inf
+        self._spool_tried_at = time.monotonic()
         self._nudged = threading.Event()
         self._transport: Transport | None = None
         self._publisher: Publisher | None = None
@@ -165,8 +163,8 @@ class Agent:
             self._guard("recovery", self._updater.recover)
             boot = self._watch.boot = self._store.record().boot
             self._guard("audit", lambda: self._watch.check_audit(self._data / "audit.log", self._trust.audit_anchor()))
-            if self._sealed_off is not None:
-                self._watch.spoiled(self._sealed_off)
+            if self._spool.fault is not None:
+                self._watch.spoiled(self._spool.fault)
             self._reporter.note("agent_started", boot=boot)
             self._open_link()
             log.info("agent started, start %d of this folder", boot, extra={"device": self.device})
@@ -199,6 +197,9 @@ class Agent:
         if time.monotonic() - self._looked_at >= LOOK_AROUND_S:
             self._looked_at = time.monotonic()
             self._step("vitals", self._tell_vitals)
+        if self._spool.fault is not None and time.monotonic() - self._spool_tried_at >= RETRY_OUTBOX_S:
+            self._spool_tried_at = time.monotonic()
+            self._step("outbox", self._retry_outbox)
         if time.monotonic() - self._keys_tended_at >= TEND_KEYS_S:
             self._keys_tended_at = time.monotonic()
             self._step("keys", self._outbox.tend_keys)
@@ -210,6 +211,10 @@ class Agent:
         with self._heart.doing(what):
             self._guard(what, step)
         self._heart.beat()
+
+    @property
+    def _outbox(self) -> Outbox:
+        return self._spool.outbox
 
     @property
     def _link(self) -> Transport:
@@ -233,11 +238,18 @@ class Agent:
         self._transport = self._reporter.transport = self._connect(
             self._topics.state(self.device), self._reporter.will()
         )
-        self._publisher = Publisher(self._outbox, self._transport, self._topics, self.device, clock=self._clock)
+        self._publisher = self._new_publisher()
         self._transport.on_connection(self._connection_changed)
         self._transport.subscribe(self._topics.desired(self.device), self._on_nudge)
         self._transport.subscribe(self._topics.metadata("timestamp.json"), self._on_nudge)
         self._connection_changed(True)
+
+    def _new_publisher(self) -> Publisher:
+        return Publisher(self._outbox, self._link, self._topics, self.device, clock=self._clock)
+
+    def _retry_outbox(self) -> None:
+        if self._spool.retry():
+            self._publisher = self._new_publisher()
 
     def _close(self, boot: int) -> None:
         """Say goodbye, flush what waits as far as `FLUSH_WITHIN_S` goes, and let go of everything."""
@@ -250,9 +262,7 @@ class Agent:
             self._guard("flush", self._flush)
             self._guard("closing", lambda: self._reporter.say_state(online=False))
             self._guard("closing", self._transport.close)
-        self._guard("closing", self._outbox.close)
-        if self._sealed_off is not None:
-            shutil.rmtree(self._outbox.path.parent, ignore_errors=True)
+        self._guard("closing", self._spool.close)
         if self._health is not None:
             self._guard("closing", self._health.close)
         self._notifier.close()
@@ -364,25 +374,6 @@ class Agent:
             log.warning("%s: %s", what, exc.message, extra={"device": self.device})
         except Exception:
             log.exception("%s: a fault in Kasmina", what, extra={"device": self.device})
-
-
-def _outbox_of(opened: Callable[[], Outbox], clock: Callable[[], float]) -> tuple[Outbox, KasminaError | None]:
-    """The outbox, or one in memory when its key or its disk fails: a device that can be reached can be repaired.
-
-    What the sealed one holds stays where it is until the key is back.
-
-    Raises:
-        KasminaError: That of the sealed one, where this machine has no file system in memory.
-    """
-    try:
-        return opened(), None
-    except KasminaError as exc:
-        memory = next((f for f in MEMORY_FOLDERS if f.is_dir() and os.access(f, os.W_OK)), None)
-        if memory is None:
-            raise
-        log.error("outbox: %s; what happens from now on is kept in memory only", exc.message)
-        folder = Path(tempfile.mkdtemp(prefix="kasmina-", dir=memory))
-        return Outbox(folder / "outbox.db", max_bytes=MEMORY_OUTBOX_BYTES, clock=clock), exc
 
 
 def _mode(settings: Settings) -> int:

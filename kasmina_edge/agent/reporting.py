@@ -48,7 +48,7 @@ class Reporter:
         topics: Its site.
         store: Its slots.
         audit: Its audit log.
-        outbox: Where audit entries wait to be sent.
+        outbox: Gives where audit entries wait to be sent.
         life: A random name of this data folder's life.
         clock: Wall clock, seconds since 1970 UTC.
         clock_ok: Whether that clock can be believed.
@@ -62,7 +62,7 @@ class Reporter:
         topics: Topics,
         store: SlotStore,
         audit: AuditLog,
-        outbox: Outbox,
+        outbox: Callable[[], Outbox],
         life: str,
         *,
         clock: Callable[[], float],
@@ -181,7 +181,7 @@ class Reporter:
         self._anchor(entry.head)
 
     def _send_event(self, body: dict[str, Any]) -> None:
-        self._outbox.append("event", json.dumps(body, sort_keys=True).encode(), priority=1)
+        self._outbox().append("event", json.dumps(body, sort_keys=True).encode(), priority=1)
 
 
 def life_of(path: Path) -> str:

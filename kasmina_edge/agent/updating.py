@@ -49,6 +49,7 @@ class _Running:
     update_began: float
     active_was_live: bool
     next_look: float = 0.0
+    failed: str = ""
 
 
 class Updater:
@@ -159,7 +160,7 @@ class Updater:
     def resume_trial(self) -> None:
         """Judge again a trial that an interruption left a try."""
         record = self._store.record()
-        if record.trial is None:
+        if record.trial is None or not self._recovered:
             return
         began = time.monotonic()
         try:
@@ -183,7 +184,7 @@ class Updater:
         active = self._reporter.active()
         before = self._live.summary(active.digest()) if active else None
         now = time.monotonic()
-        verdict = judge_trial(
+        verdict = running.failed or judge_trial(
             before,
             self._live.summary(manifest.digest()),
             running.limits,
@@ -196,6 +197,7 @@ class Updater:
         if verdict == "commit":
             self._installer.commit(manifest)
         else:
+            running.failed = verdict  # once the apps have left it, a later look would find nothing against it
             self._installer.take_back(manifest, verdict)
         self._running = None
         self._reporter.report.update_seconds = now - running.update_began
@@ -224,6 +226,7 @@ class Updater:
 
         self._reporter.set_status("downloading", offer.manifest.id)
         _, model, _ = choose_engine(offer.manifest, self._profile)
+        self._installer.require_room(offer.manifest, model)
         with self._heart.allow(JUDGE_WITHIN_S):  # applying a delta is silent
             bundle = session.fetch(offer, model, self._have, self._parents())
         bundle = Bundle(bundle.manifest, bundle.files, session.metadata_files())

@@ -91,6 +91,9 @@ def _deploy_here(path: Path, profile: str | None, data: Path, *, require_acceler
             trust.pin(opened.metadata["1.root.json"])
         audit = AuditLog(data / "audit.log", clock=time.time)
         installer = Installer(data, store, trust, target, note=audit.append)
+        active = _active_manifest(store)
+        if active is not None:
+            installer.settle(active)  # an earlier call may have been cut between the commit and the floor
         plan = trust.plan(opened.manifest.name)
         role = "desk" if verified.kind == "desk" else verified.role
         installer.allowed(opened.manifest, plan, signed_by=role)
@@ -103,6 +106,14 @@ def _deploy_here(path: Path, profile: str | None, data: Path, *, require_acceler
         if profile is not None and not (data / FILE_NAME).exists():
             write_settings(data / FILE_NAME, {"device.profile": target.name})
     _show_deployed(opened, trial, verified, target, store, data, already=there is not None, as_json=as_json)
+
+
+def _active_manifest(store: SlotStore) -> BundleManifest | None:
+    """What is committed here; None when nothing is, or when it rotted."""
+    slot = store.record().active
+    with contextlib.suppress(BundleError):
+        return store.manifest(slot) if slot else None
+    return None
 
 
 def _whole_active_slot(store: SlotStore, manifest: BundleManifest) -> Slot | None:

@@ -13,13 +13,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from kasmina_edge.contracts.record import MAX_COUNT, TelemetryRecord
-from kasmina_edge.errors import KasminaError, TrustError
+from kasmina_edge.errors import KasminaError, StorageError
 from kasmina_edge.runtime.result import Array, Result
 from kasmina_edge.runtime.serving import Serving
 from kasmina_edge.settings import Settings
@@ -34,6 +36,7 @@ QUEUE_EVENTS = 16_384
 WAKE_EVENTS = 2_048
 TICK_S = 0.1
 CLOSE_WAIT_S = 5.0
+OUTBOX_RETRY_S = 30.0
 HELD_FRAMES = 32
 LOOK_SHARE = 0.01
 """Looking at frames may take this share of a core: large frames are looked at less often."""
@@ -127,8 +130,8 @@ class Recorder:
         picks: Sees the sampled frames of every bundle, and keeps some.
         collect: Called on the recorder's thread ten times a second; makes who holds answers back hand them in.
 
-    Raises:
-        StorageError: The outbox cannot be opened.
+    An outbox that cannot be opened (a full disk, a key that is gone) stops no app: its records are lost, counted in
+    those that follow, and the outbox is tried again every `OUTBOX_RETRY_S` seconds.
     """
 
     def __init__(
@@ -160,16 +163,11 @@ class Recorder:
         self._outbox: Outbox | None = None
         if emit is None:
             assert data_folder is not None
-            try:
-                self._outbox = open_outbox(data_folder, settings, clock=clock)
-            except TrustError as exc:  # the key is gone: frames are answered, and nothing unsealed is kept
-                log.error("telemetry is off: %s", exc.message)
-
-            def emit(record: TelemetryRecord) -> None:
-                if self._outbox is not None:
-                    self._outbox.append(STREAM, record.to_bytes(), durable=False)
-
-        self._emit = emit
+            self._open_outbox = partial(open_outbox, data_folder, settings, clock=clock)
+            self._try_outbox_at = 0.0
+            with suppress(KasminaError):  # told with the first record
+                self._outbox = self._open_outbox()
+        self._emit = emit or self._into_outbox
         self._taps, self._picks, self._collect = taps, picks, collect
         self._drifted = False
         self._tapped: Serving | None = None
@@ -282,6 +280,19 @@ class Recorder:
         if record.drift is not None:
             self._drifted = record.drift >= 1.0
         self._emit(record)
+
+    def _into_outbox(self, record: TelemetryRecord) -> None:
+        """Keep a record; without key or disk frames are answered, records are lost and counted, and it is tried again.
+
+        Raises:
+            KasminaError: The outbox cannot be opened, or refuses.
+        """
+        if self._outbox is None:
+            if time.monotonic() < self._try_outbox_at:
+                raise StorageError("the outbox could not be opened a while ago")
+            self._try_outbox_at = time.monotonic() + OUTBOX_RETRY_S
+            self._outbox = self._open_outbox()
+        self._outbox.append(STREAM, record.to_bytes(), durable=False)
 
     def _run(self, serving: Serving) -> None:
         self._tap(serving)

@@ -9,7 +9,7 @@ import pytest
 from worlds.bundles import digits, make_bundle
 from worlds.fleets import MemoryFleet, plan_limits, wait_for
 
-from kasmina_edge.agent.loop import MEMORY_FOLDERS
+from kasmina_edge.agent.spool import MEMORY_FOLDERS
 from kasmina_edge.contracts.change_plan import Erasure
 from kasmina_edge.runtime import Runtime
 from kasmina_edge.safety.audit import verify

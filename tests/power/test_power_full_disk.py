@@ -10,13 +10,17 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from worlds.bundles import digits
 from worlds.ext4 import Ext4, NoMountError
 from worlds.lives import BAD, GOOD, NEXT, REASON, Device, digest, store_at, with_bad_live, with_host
 from worlds.promises import Left, check_lives_on, check_update
 
+from kasmina_edge.agent.spool import Spool
 from kasmina_edge.errors import LockedError, StorageError
+from kasmina_edge.runtime import Runtime
 from kasmina_edge.slots import RESERVE_FILE, SlotStore
 from kasmina_edge.storage import Disk, hold_lock, open_lock, use_disk, write_durable
+from kasmina_edge.telemetry.outbox import open_outbox
 
 
 @pytest.fixture
@@ -143,3 +147,36 @@ def test_locks_hold_on_a_read_only_disk_and_need_their_file(disk: Path) -> None:
             open_lock(disk / "missing")
     finally:
         remount(disk, "rw")
+
+
+@pytest.mark.parametrize("harm", ["full", "read-only"])
+def test_an_app_answers_on_a_disk_that_takes_nothing_and_reports_once_it_does_again(disk: Path, harm: str) -> None:
+    with_host(disk / "data")
+    fill(disk) if harm == "full" else remount(disk, "ro")
+    frame = digits()[0][0]
+    with Runtime.open(disk / "data", profile="x86-cpu") as runtime:
+        assert runtime.infer(frame).label is not None
+        runtime.flush()
+        assert runtime.infer(frame).label is not None
+    (disk / "ballast").unlink() if harm == "full" else remount(disk, "rw")
+    with Runtime.open(disk / "data", profile="x86-cpu") as runtime:
+        runtime.infer(frame)
+        assert runtime.flush()
+    box = open_outbox(disk / "data")
+    assert [entry.stream for entry in box.peek()] == ["stats"]
+    box.close()
+
+
+def test_an_outbox_in_memory_moves_to_the_disk_once_that_takes_it(disk: Path) -> None:
+    with_host(disk / "data")
+    remount(disk, "ro")
+    spool = Spool(lambda: open_outbox(disk / "data"), lambda: 1.0)
+    assert isinstance(spool.fault, StorageError) and disk not in spool.outbox.path.parents
+    spool.outbox.append("event", b"one", priority=1)
+    spool.outbox.append("stats", b"two")
+    assert not spool.retry() and spool.outbox.size().entries == 2
+    remount(disk, "rw")
+    memory = spool.outbox.path.parent
+    assert spool.retry() and spool.fault is None and not memory.exists()
+    assert [(e.stream, e.payload) for e in spool.outbox.peek()] == [("event", b"one"), ("stats", b"two")]
+    spool.close()

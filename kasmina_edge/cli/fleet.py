@@ -33,9 +33,10 @@ app = typer.Typer(help="Sign, enrol, publish and watch a fleet.", no_args_is_hel
 
 def register(program: typer.Typer) -> None:
     """Add the long-running verbs to the program."""
-    from kasmina_edge.cli import captures
+    from kasmina_edge.cli import captures, seeds
 
     captures.register(app)
+    app.command("seeds")(seeds.seeds)
     program.command()(controller)
     program.command()(monitor)
 

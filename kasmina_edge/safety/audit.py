@@ -116,7 +116,8 @@ class AuditLog:
 
         Raises:
             InputError: A name looks like a secret, a value is not plain JSON, or the entry is longer than 16 KiB.
-            StorageError: The disk refused; the event is not in the log.
+            StorageError: The disk refused; the event is not in the log, or not acknowledged there: where only the head
+                could not be written, it stands, and the next entry takes the chain up behind it.
         """
         if not _EVENT.fullmatch(event) or event.startswith("log."):
             raise InputError(f"event {event!r}: expected 1 to 64 of a-z, 0-9, _, . and -, and not log.*")

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 from test_cli_fleet import Desk
 from worlds.bundles import make_bundle, make_frames, make_graft
 from worlds.fleets import plan_limits
+from worlds.telemetry import make_record
 
 from kasmina_edge.contracts.change_plan import Erasure
+from kasmina_edge.contracts.record import SeedTelemetry
 from kasmina_edge.errors import InputError
 from kasmina_edge.safety.encryption import load_signing_key
 from kasmina_edge.telemetry.capture import CaptureStore
+from kasmina_edge.telemetry.sketch import LogHistogram
 
 PLAN = ["--blueprint", "depthwise", "--site", "s1", "--capture-frames", "10"]
 
@@ -99,3 +103,22 @@ def test_sampling_stands_in_the_plan(line: Line) -> None:
         "fleet", "plan", str(line.desk.host_file), *PLAN, "--capture-random", "100", *line.desk.fleet, code=2
     )
     assert "64" in said
+
+
+def test_seed_telemetry_is_shown_by_site_and_latency_for_all(line: Line) -> None:
+    said = line.desk.call("fleet", "seeds", *line.desk.fleet)
+    assert "No device has sent seed telemetry" in said and "not measured" in said
+    assert "not enrolled here" in line.desk.call("fleet", "seeds", "cam-9", *line.desk.fleet, code=2)
+    sketch = LogHistogram()
+    for _ in range(100):
+        sketch.add(50.0)
+    record = make_record(
+        started_s=time.time(),
+        seeds=(SeedTelemetry(site="", looks=9), SeedTelemetry(site="s1", looks=9, utilization=0.25)),
+        latency_sketch=sketch.encode(),
+    )
+    line.desk.office().store().record_telemetry([record])
+    said = line.desk.call("fleet", "seeds", *line.desk.fleet)
+    assert "s1" in said and "0.25" in said and "latency of 100 inferences: p50 50 us" in said
+    value = json.loads(line.desk.call("fleet", "seeds", "cam-1", "--json", *line.desk.fleet))
+    assert value["latency_us"]["count"] == 100 and value["devices"]["cam-1"][1]["utilization"] == 0.25

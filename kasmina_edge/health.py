@@ -9,20 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from kasmina_edge.bundle import Bundle
-from kasmina_edge.contracts.canonical import Contract
 from kasmina_edge.contracts.change_plan import HealthLimits
 from kasmina_edge.contracts.record import Summary
 from kasmina_edge.engines.engine import Engine
 from kasmina_edge.engines.tensors import from_model, softmax_score, to_model
-from kasmina_edge.errors import BundleError, InputError, KasminaError, PlanError, StorageError
-from kasmina_edge.storage import remove_temporaries, write_durable
+from kasmina_edge.errors import BundleError, InputError, PlanError
 
 MINIMUM_PROBES = 200
 _ROUNDING = 1e-9  # in answers: 0.95 * 200 must ask for 190 of them, whatever the last bit says
@@ -244,43 +241,6 @@ def judge_latency(p50_us: float, maximum_us: float | None) -> Verdict:
     if maximum_us is not None and p50_us > maximum_us:
         return Verdict(False, f"median latency {p50_us:.6g} us, plan allows {maximum_us:.6g} us", numbers)
     return Verdict(True, f"median latency {p50_us:.0f} us", numbers)
-
-
-class CommittedVerdict(Contract):
-    """What the gate found when the active bundle was committed; shares are of 1, None is not measured."""
-
-    content_digest: str
-    at_s: float
-    self_test: float | None = None
-    probe_accuracy: float | None = None
-
-    @classmethod
-    def error_type(cls) -> type[KasminaError]:
-        """A damaged file is a fault of the disk."""
-        return StorageError
-
-
-VERDICT_FILE = "committed.json"
-
-
-def write_verdict(data_folder: Path, verdict: CommittedVerdict) -> None:
-    """Keep a verdict beside the slots, durably; it decides nothing, so a power cut before it loses a figure only.
-
-    Raises:
-        StorageError: The disk refused.
-    """
-    remove_temporaries(data_folder / VERDICT_FILE)
-    write_durable(data_folder / VERDICT_FILE, verdict.to_bytes())
-
-
-def read_verdict(data_folder: Path, content_digest: str) -> CommittedVerdict | None:
-    """The verdict about this content, or None: never committed here, another one since, or the file is not readable."""
-    path = data_folder / VERDICT_FILE
-    try:
-        found = CommittedVerdict.from_bytes(path.read_bytes(), where=str(path))
-    except (OSError, StorageError):
-        return None
-    return found if found.content_digest == content_digest else None
 
 
 def _percent(share: float) -> str:

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from kasmina_edge import engines, health
 from kasmina_edge.bundle import Bundle
 from kasmina_edge.contracts.change_plan import ChangePlan, HealthLimits, check_against_plan
 from kasmina_edge.contracts.manifest import BundleManifest, ModelFile
@@ -21,6 +21,10 @@ from kasmina_edge.errors import KasminaError, PlanError, RolledBackError, Storag
 from kasmina_edge.slots import Slot, SlotStore
 from kasmina_edge.storage import make_private_folder, remove_temporaries, write_durable
 from kasmina_edge.updates.trust import TrustStore
+from kasmina_edge.verdict import VERDICT_FILE, CommittedVerdict, write_verdict
+
+if TYPE_CHECKING:
+    from kasmina_edge import engines, health
 
 Note = Callable[..., object]
 TRIES = 2
@@ -112,6 +116,8 @@ class Installer:
             EngineError: This machine cannot run it.
             StorageError: The disk refused; nothing changed.
         """
+        from kasmina_edge import engines
+
         manifest = bundle.manifest
         _, model, _ = engines.choose_for(bundle, self._profile, require_accelerator=require_accelerator)
         slot = self._store.install(bundle, engine=model.engine)
@@ -133,6 +139,8 @@ class Installer:
             BundleError: The slot is damaged.
             EngineError: This machine cannot run it.
         """
+        from kasmina_edge import engines
+
         started = time.monotonic()
         bundle = self._store.bundle(slot)
         _, model, check = engines.choose_engine(
@@ -147,6 +155,8 @@ class Installer:
         Raises:
             RolledBackError: Judged harmful; the active slot was never touched.
         """
+        from kasmina_edge import engines
+
         started = time.monotonic()
         bundle = self._store.bundle(slot)
         manifest = bundle.manifest
@@ -194,20 +204,20 @@ class Installer:
         self._note("committed", bundle=manifest.id, release=manifest.release, content_digest=manifest.content_digest())
         judged = self._judged if self._judged is not None and self._judged.manifest == manifest else None
         test = judged.self_test if judged else None
-        verdict = health.CommittedVerdict(
+        verdict = CommittedVerdict(
             content_digest=manifest.content_digest(),
             at_s=self._clock(),
             self_test=test.passed / test.samples if test else None,
             probe_accuracy=judged.probes[1] if judged and judged.probes else None,
         )
         with contextlib.suppress(StorageError):  # a figure for telemetry, and no reason to fail
-            health.write_verdict(self._hosts.parent, verdict)
+            write_verdict(self._hosts.parent, verdict)
 
     def settle(self, manifest: BundleManifest) -> None:
         """What follows from a committed slot; run again at every start, since power may fail between the two."""
         for name in ("floor", "plan.json", "root.json"):
             remove_temporaries(self._trust.folder / name)
-        remove_temporaries(self._hosts.parent / health.VERDICT_FILE)
+        remove_temporaries(self._hosts.parent / VERDICT_FILE)
         self._trust.raise_floor(manifest.name, manifest.release)
         if manifest.host is None and not manifest.grafts:
             make_private_folder(self._hosts)
@@ -229,6 +239,8 @@ class Installer:
     def _judge(
         self, slot: Slot, plan: ChangePlan | None
     ) -> tuple[engines.SelfTestResult, tuple[float | None, float] | None]:
+        from kasmina_edge import engines, health
+
         bundle = self._store.bundle(slot)
         engine = engines.open_engine(bundle, self._profile)
         try:
@@ -248,6 +260,8 @@ class Installer:
     def _judge_probes(
         self, engine: engines.Engine, bundle: Bundle, plan: ChangePlan | None
     ) -> tuple[float | None, float] | None:
+        from kasmina_edge import health
+
         if bundle.manifest.probes is None:
             return None
         limits = plan.health if plan else HealthLimits(probes=bundle.manifest.probes.file.sha256, minimum_accuracy=0.0)
@@ -268,6 +282,8 @@ class Installer:
 
     def _active_answers(self, slot: Slot, inputs: health.Frames, labels: health.Labels) -> health.Answers | None:
         """Which probes the active bundle answers rightly; None when it rotted: a repair is not judged by the damage."""
+        from kasmina_edge import engines, health
+
         try:
             beside = self._store.bundle(slot)
             with engines.open_engine(beside, self._profile) as engine:

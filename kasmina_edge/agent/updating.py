@@ -21,7 +21,6 @@ from kasmina_edge.contracts.profile import HardwareProfile
 from kasmina_edge.contracts.record import TelemetryRecord
 from kasmina_edge.contracts.topics import Topics
 from kasmina_edge.errors import BundleError, KasminaError, LinkError, PlanError, RolledBackError, TrustError
-from kasmina_edge.health import judge_trial
 from kasmina_edge.installer import Installer, Trial
 from kasmina_edge.logs import publication_trace, tracing
 from kasmina_edge.slots import SLOTS, Slot, SlotStore
@@ -181,6 +180,8 @@ class Updater:
             self._judge(running, manifest)
 
     def _judge(self, running: _Running, manifest: BundleManifest) -> None:
+        from kasmina_edge.health import judge_trial
+
         active = self._reporter.active()
         before = self._live.summary(active.digest()) if active else None
         now = time.monotonic()

@@ -11,14 +11,16 @@ import math
 import re
 import zipfile
 from collections.abc import Mapping
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from kasmina_edge.errors import BundleError
 
-Array = npt.NDArray[Any]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Array = npt.NDArray[Any]
+else:
+    Array = Any  # an agent that waits does without numpy, which takes 15 MB
 MAX_ARRAYS_BYTES = 64 * 1024 * 1024
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _NPY_HEADER = re.compile(
@@ -77,9 +79,12 @@ def unpack_members(data: bytes, *, where: str, max_bytes: int) -> dict[str, byte
 def pack_arrays(arrays: Mapping[str, Array]) -> bytes:
     """Arrays by name as deterministic bytes.
 
+    >>> import numpy as np
     >>> unpack_arrays(pack_arrays({"x": np.arange(3)}), where="x")["x"].tolist()
     [0, 1, 2]
     """
+    import numpy as np
+
     members: dict[str, bytes] = {}
     for name, array in arrays.items():
         out = io.BytesIO()
@@ -111,6 +116,8 @@ def _read_array(member: bytes) -> Array:
     Only the spelling that `pack_arrays` writes is read: numpy's own reader evaluates the header as Python and lets
     tokenizer errors out of hostile ones.
     """
+    import numpy as np
+
     if member[:8] != b"\x93NUMPY\x01\x00" or len(member) < 10:
         raise ValueError("not .npy version 1.0")
     start = 10 + int.from_bytes(member[8:10], "little")

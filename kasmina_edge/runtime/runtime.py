@@ -19,7 +19,6 @@ from kasmina_edge.bundle import Bundle, read_file
 from kasmina_edge.contracts.manifest import BundleManifest
 from kasmina_edge.contracts.profile import HardwareProfile, load_profile
 from kasmina_edge.errors import InputError, KasminaError
-from kasmina_edge.health import read_verdict
 from kasmina_edge.runtime.asynchronous import AsyncLane
 from kasmina_edge.runtime.channel import Channel, Stream
 from kasmina_edge.runtime.field_capture import FieldCapture
@@ -29,6 +28,7 @@ from kasmina_edge.runtime.result import Result
 from kasmina_edge.runtime.serving import Loading, Serving
 from kasmina_edge.settings import Settings
 from kasmina_edge.slots import SlotStore
+from kasmina_edge.verdict import read_verdict
 
 if TYPE_CHECKING:
     from kasmina_edge.telemetry.capture import CaptureStore

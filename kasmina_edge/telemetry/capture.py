@@ -14,10 +14,8 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
-import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field, ValidationError
 
@@ -48,6 +46,9 @@ from kasmina_edge.telemetry.captured_frame import (
     sign_capture,
     verify_capture,
 )
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 __all__ = [
     "FRAME_CONTEXT",
@@ -172,6 +173,8 @@ class CaptureStore:
             InputError: Not numbers, too large for one message, or ``bundle`` is not a digest or id.
             StorageError: The disk refuses; the frame is not kept.
         """
+        import numpy as np
+
         plan = self._plan
         if plan is None or plan.capture is None or plan.controller_key is None:
             return None

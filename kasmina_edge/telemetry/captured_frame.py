@@ -12,10 +12,8 @@ import hashlib
 import json
 import struct
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from pydantic import Field
@@ -25,6 +23,9 @@ from kasmina_edge.contracts.canonical import SignedContract
 from kasmina_edge.contracts.record import DeviceId
 from kasmina_edge.errors import BundleError, InputError, KasminaError, TrustError
 from kasmina_edge.safety.encryption import SIGNATURE_BYTES, open_sealed, sign, verify
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 MAX_ITEM_BYTES = 250_000
 """Longest item, so that it fits one MQTT message with its signature."""
@@ -75,6 +76,8 @@ def frame_digest(array: npt.NDArray[Any]) -> str:
     Raises:
         InputError: Not an array of numbers or booleans.
     """
+    import numpy as np
+
     if array.dtype.kind not in "biuf":
         raise InputError(f"frame of dtype {array.dtype}: expected numbers")
     plain = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).reshape(array.shape)

@@ -19,7 +19,6 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import zstandard
 
 from kasmina_edge.errors import BundleError, InputError
@@ -135,6 +134,7 @@ def _stream_limit(result_bytes: int) -> int:
 def _steps(parent: bytes, result: bytes) -> bytes:
     """Instructions: count, then (copy length, new length, seek) a step, differences, new bytes."""
     import bsdiff4.core
+    import numpy as np
 
     control, difference, extra = (bytes(part) for part in bsdiff4.core.diff(parent, result))
     raw = np.frombuffer(control, dtype="<u8").reshape(-1, 3)
@@ -148,6 +148,8 @@ def _steps(parent: bytes, result: bytes) -> bytes:
 
 
 def _follow(parent: bytes, stream: bytes, result_bytes: int) -> bytes:
+    import numpy as np
+
     count, at = _read_varint(stream, 0)
     if count > len(stream):
         raise BundleError(f"delta: claims {count} steps in {len(stream)} bytes")

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
 from kasmina_edge.errors import InputError
 from kasmina_edge.safety.detectors.detector import DRIFT, LEARNING, STABLE, Detector, DriftState, finites, whole
 
@@ -137,6 +135,8 @@ class WindowedKs(Detector):
         return 2 * i + 1 if i < len(points) and points[i] == x else 2 * i
 
     def _refer(self, values: list[float]) -> None:
+        import numpy as np
+
         self._learned = values
         self._points = sorted(set(values))
         self._counts = array("q", bytes(8 * (2 * len(self._points) + 1)))
@@ -145,6 +145,8 @@ class WindowedKs(Detector):
         self._below = np.cumsum(places) * self._size
 
     def _distance(self) -> float:
+        import numpy as np
+
         gap = np.cumsum(self._seen) * len(self._learned) - self._below
         return max(int(gap.max()), -int(gap.min())) / (len(self._learned) * self._size)
 

@@ -57,8 +57,11 @@ mountpoint -q "$root/proc" || mount -t proc none "$root/proc"
 mountpoint -q "$root/dev" || mount --bind /dev "$root/dev"
 trap 'umount "$root/proc" "$root/dev" 2>/dev/null || true' EXIT
 
+say "exporting a bundle on this machine"
+bundle=$($python -c 'from benchmarks import _models; print(_models.bundle_path("digits"))')
+cp "$bundle" "$root/work/exported.kasmina"
 say "asking this machine first"
-$python tests/arm64/inside.py --out "$here/here.json" --work "$here/here-data"
+$python tests/arm64/inside.py --bundle "$bundle" --out "$here/here.json" --work "$here/here-data"
 say "asking the Arm machine"
-chroot "$root" /bin/sh -c 'cd /work && OMP_NUM_THREADS=1 /opt/kasmina/bin/python tests/arm64/inside.py --out /work/there.json --work /work/data --suite'
+chroot "$root" /bin/sh -c 'cd /work && OMP_NUM_THREADS=1 /opt/kasmina/bin/python tests/arm64/inside.py --bundle /work/exported.kasmina --out /work/there.json --work /work/data --suite'
 $python tests/arm64/compare.py "$here/here.json" "$root/work/there.json"

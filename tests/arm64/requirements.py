@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 
 EXTRAS = ("litert", "onnx", "fleet", "demo")
-SUITES = ("pytest", "hypothesis")
+SUITES = ("pytest", "hypothesis", "onnx>=1.18,<2", "flatbuffers>=24,<26")
 
 
 def main() -> None:

@@ -114,7 +114,10 @@ class SlotStore:
         try:
             return open_lock(self._data / "agent.lock")
         except LockedError as exc:
-            raise LockedError(f"{self._data}: another agent holds this data folder") from exc
+            raise LockedError(
+                f"{self._data}: another agent holds this data folder",
+                "Stop it first (`systemctl stop kasmina-edge` where it is a service), or name another --data folder.",
+            ) from exc
 
     def lock_slot(self, slot: Slot, *, wait_s: float = 0.0) -> open_lock:
         """Keep a slot from being replaced while an app uses it (shared); look at the record again after taking it.

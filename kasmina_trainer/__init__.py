@@ -6,6 +6,7 @@ processes live in this package and never need torch.
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from types import ModuleType
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["GrownNetwork", "Minutes", "SeededNetwork", "__version__", "attach_seeds", "evolve", "export", "freeze"]
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime writes a device id and events otherwise
 
 _HOME = {
     "GrownNetwork": "evolve",

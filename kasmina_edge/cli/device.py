@@ -242,11 +242,28 @@ def infer(
         single = frames.shape in (shape, shape[1:])
         results = [runtime.infer(f) for f in ([frames] if single else frames)]
     rows = [
-        (str(i), r.label or "-", f"{r.score:.3f}" if r.score is not None else "-", f"{r.latency_us:.0f}")
+        (
+            str(i),
+            r.label
+            or "; ".join(f"{name} {np.array2string(a, precision=4, threshold=8)}" for name, a in r.outputs.items()),
+            f"{r.score:.3f}" if r.score is not None else "-",
+            f"{r.latency_us:.0f}",
+        )
         for i, r in enumerate(results)
     ]
-    value = {"results": [{"label": r.label, "score": r.score, "latency_us": r.latency_us} for r in results]}
-    emit(value, as_json=as_json, table=grid("", ("#", "label", "score", "us"), rows))
+    value = {
+        "results": [
+            {
+                "label": r.label,
+                "score": r.score,
+                "latency_us": r.latency_us,
+                "outputs": {name: array.tolist() for name, array in r.outputs.items()},
+            }
+            for r in results
+        ]
+    }
+    columns = ("#", "label", "score", "us") if any(r.label for r in results) else ("#", "output", "-", "us")
+    emit(value, as_json=as_json, table=grid("", columns, rows))
 
 
 def rollback(

@@ -12,9 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from kasmina_edge.bundle import read_file
-from kasmina_edge.cli.output import console, emit, grid, kilobytes, rows_table
+from kasmina_edge.cli.output import console, emit, grid, kilobytes, plain, rows_table
 from kasmina_edge.contracts.canonical import short_digest
 from kasmina_edge.contracts.change_plan import CaptureSampling, ChangePlan
+from kasmina_edge.contracts.manifest import BundleManifest
 from kasmina_edge.errors import InputError, PlanError
 from kasmina_edge.fleet.folder import FleetFolder, Limits, default_folder
 from kasmina_edge.fleet.monitor import DeviceView
@@ -97,9 +98,11 @@ def plan(
     host: Annotated[Path, typer.Argument(help="The host bundle that grafts may sit on.")],
     blueprint: Annotated[list[str], typer.Option("--blueprint", help="NAME or NAME@VERSION; again for more.")],
     site: Annotated[list[str], typer.Option("--site", help="Seed site; again for more.")],
-    minimum_accuracy: Annotated[float, typer.Option(help="On the reference probes, 0 to 1.")] = 0.9,
-    maximum_loss: Annotated[float, typer.Option(help="Most the probes' accuracy may fall, 0 to 1.")] = 0.02,
-    maximum_parameters: Annotated[int, typer.Option(help="All grafts together.")] = 4096,
+    minimum_accuracy: Annotated[float, typer.Option(min=0.0, max=1.0, help="On the reference probes, 0 to 1.")] = 0.9,
+    maximum_loss: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Most the probes' accuracy may fall, 0 to 1.")
+    ] = 0.02,
+    maximum_parameters: Annotated[int, typer.Option(min=0, help="All grafts together.")] = 4096,
     live_frames: Annotated[
         int, typer.Option(help="Live frames compared before a commit; a trial waits up to 30 s for them. 0: none.")
     ] = 40,
@@ -121,6 +124,8 @@ def plan(
 ) -> None:
     """Sign what devices will accept on a host: kinds, sites, ceilings, probes, capture."""
     office = open_fleet(fleet)
+    opened = read_file(host).manifest
+    _require_plannable(opened, site, capture_frames, capture_random + capture_unsure + capture_drifted)
     limits = Limits(
         blueprints=_blueprints(blueprint),
         sites=tuple(site),
@@ -133,15 +138,49 @@ def plan(
         capture_days=capture_days,
         capture_sampling=_sampling(capture_window, capture_random, capture_unsure, capture_score, capture_drifted),
     )
-    drafted: ChangePlan = office.draft_plan(read_file(host).manifest, limits)
+    drafted: ChangePlan = office.draft_plan(opened, limits)
     office.repository.set_plan(drafted, offline_folder(office, offline_keys))
     office.audit.append("plan_signed", bundle=drafted.bundle, serial=drafted.serial)
     value = drafted.model_dump(mode="json")
     emit(
         value,
         as_json=as_json,
-        table=f"Change plan {drafted.serial} for {drafted.bundle} signed; devices fetch it with their next check.",
+        table=rows_table(_plan_rows(drafted)),
     )
+
+
+def _require_plannable(host: BundleManifest, sites: list[str], frames: int, sampled: int) -> None:
+    """Refuse what would sign, and then allow nothing.
+
+    Raises:
+        InputError: A bundle with grafts, a site that the host does not have, or sampling without a budget.
+    """
+    if host.grafts:
+        raise InputError(f"{host.id}: carries grafts; a plan is for a host", "Name the host bundle that they sit on.")
+    known = {site for model in host.models for site in model.sites}
+    missing = [site for site in sites if known and site not in known]
+    if missing:
+        raise InputError(f"--site {missing[0]}: {host.id} has the sites {', '.join(sorted(known))}")
+    if sampled and not frames:
+        raise InputError("devices are to pick inputs, and may keep none", "Add --capture-frames N.")
+
+
+def _plan_rows(plan: ChangePlan) -> list[tuple[str, str]]:
+    """What a plan allows, for people."""
+    health, capture = plan.health, plan.capture
+    kept = "none"
+    if capture is not None:
+        days = f", {capture.max_days:g} days" if capture.max_days else ""
+        kept = f"{capture.max_frames} frames, {kilobytes(capture.max_bytes)}{days}"
+        kept += ", picked by devices too" if capture.sampling else ", only what apps offer"
+    kinds = ", ".join(f"{name} v{'/'.join(map(str, versions))}" for name, versions in sorted(plan.blueprints.items()))
+    return [
+        ("plan", f"{plan.serial} for {plan.bundle}, signed; devices fetch it with their next check"),
+        ("grafts", f"{kinds} at {', '.join(plan.sites)}; {plan.maximum_parameters} parameters in all"),
+        ("probes", f"at least {health.minimum_accuracy:.1%}, at most {100 * health.maximum_loss:.1f} points lost"),
+        ("capture", kept),
+        ("erasures", str(len(plan.erasures)) if plan.erasures else "none"),
+    ]
 
 
 @app.command("publish")
@@ -172,8 +211,16 @@ def publish(
     office = open_fleet(fleet)
     opened = read_file(bundle)
     offline = None if opened.manifest.grafts else offline_folder(office, offline_keys)
+    others = {name for who in to or ["@all"] for name in office.repository.assigned(who)} - {opened.manifest.name}
     published = office.publish(opened, to=to or ["@all"], offline_keys=offline, accept_anyway=accept_anyway)
     _show_published(published, to or ["@all"], as_json=as_json)
+    if others and not as_json:
+        console(stderr=True).print(
+            plain(
+                f"Note: {', '.join(sorted(others))} is assigned there too. Apps that run it do not follow to "
+                f"{opened.manifest.name} before they open the data folder again."
+            )
+        )
 
 
 @app.command()
@@ -363,12 +410,12 @@ def monitor(
                 "raised": [_alert_value(a) for a in alerts],
             },
             as_json=as_json,
-            table=fleet_table(views, now=time.time()),
+            table=fleet_table(views, now=time.time(), width=console().width),
         )
         return
     with Live(console=console(), refresh_per_second=2) as live, contextlib.suppress(KeyboardInterrupt):
         while True:
-            live.update(fleet_table(store.devices(), now=time.time()))
+            live.update(fleet_table(store.devices(), now=time.time(), width=console().width))
             time.sleep(1.0)
 
 

@@ -14,10 +14,11 @@ from rich.console import RenderableType
 from kasmina_edge.cli.output import console, emit, grid, kilobytes, rows_table
 from kasmina_edge.contracts.canonical import short_digest
 from kasmina_edge.contracts.manifest import BundleManifest
-from kasmina_edge.errors import InputError, KasminaError, LinkError
+from kasmina_edge.errors import InputError, KasminaError, LinkError, LockedError
 from kasmina_edge.service.health_socket import SOCKET_NAME, ask
 from kasmina_edge.settings import Settings
 from kasmina_edge.slots import SlotStore
+from kasmina_edge.storage import hold_lock
 from kasmina_edge.updates.trust import TrustStore
 
 DataOption = Annotated[Path, typer.Option("--data", envvar="KASMINA_DATA", help="This device's data folder.")]
@@ -49,7 +50,7 @@ def status(
         raise InputError(f"{data}: nothing is deployed here", "Deploy a bundle with `kasmina-edge deploy`.")
     value, rows = _folder(data)
     value["agent"] = answer
-    rows += agent_rows(answer) if answer is not None else [("agent", "not running")]
+    rows += agent_rows(answer) if answer is not None else [("agent", _why_silent(data))]
     emit(value, as_json=as_json, table=rows_table(rows))
 
 
@@ -148,6 +149,8 @@ def _folder(data: Path) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     rows = []
     for slot, manifest in found.items():
         mark = "active" if record.active == slot else "trial" if record.trial == slot else "previous"
+        if manifest and mark == "previous" and record.previous != slot:
+            mark = "quarantined" if store.quarantined(manifest.content_digest()) else "taken back"
         rows.append((f"slot {slot.upper()}", f"{_manifest_line(manifest)}  ({mark})" if manifest else "empty"))
     rows.append(("trust", f"{trust.kind or 'nothing pinned'} {trust.key_id()[:12] if trust.kind else ''}".rstrip()))
     active = found.get(record.active) if record.active else None
@@ -172,6 +175,11 @@ def _folder(data: Path) -> tuple[dict[str, Any], list[tuple[str, str]]]:
 def _health(data: Path, answer: dict[str, Any] | None, *, as_json: bool) -> None:
     """For a container's or a supervisor's health check."""
     if answer is None:
+        if _is_held(data):
+            raise KasminaError(
+                f"{data}: an agent holds this folder and does not answer: it hangs, or is just starting",
+                "Its log says where it is; a service's watchdog starts it again by itself.",
+            )
         raise _nobody(data)
     emit(answer, as_json=as_json, table=rows_table(agent_rows(answer)))
     if answer.get("status") not in HEALTHY:
@@ -179,6 +187,21 @@ def _health(data: Path, answer: dict[str, Any] | None, *, as_json: bool) -> None
         if as_json:
             raise typer.Exit(1)
         raise KasminaError(f"the agent is {answer.get('status')}: {problems}", "Its log says more.")
+
+
+def _why_silent(data: Path) -> str:
+    return "holds this folder and does not answer: it hangs, or is just starting" if _is_held(data) else "not running"
+
+
+def _is_held(data: Path) -> bool:
+    """Whether a process holds the agent's lock."""
+    if not (data / "agent.lock").exists():
+        return False
+    try:
+        with hold_lock(data / "agent.lock", shared=True):
+            return False
+    except LockedError:
+        return True
 
 
 def _nobody(data: Path) -> LinkError:

@@ -26,6 +26,9 @@ from kasmina_edge.safety.alerts import (
 )
 
 ACCURACY_WINDOWS = 15
+WIDE = 120
+_COLUMNS = ("device", "state", "runs", "drift", "check frames", "score", "p50", "heard", "alerts")
+_NARROW = ("device", "state", "runs", "drift", "check frames", "heard")
 
 
 class WindowView(NamedTuple):
@@ -115,7 +118,7 @@ def device_alerts(view: DeviceView, *, now: float, limits: AlertLimits | None = 
     found = (
         drift_alert(view.device, [w.drift for w in view.windows], limits, domain=domain),
         accuracy_alert(view.device, seen, right, view.expected_accuracy, limits),
-        silence_alert(view.device, view.online, view.last_heard_s, now, limits),
+        silence_alert(view.device, view.online, view.last_heard_s if _has_app(view) else None, now, limits),
         update_alert(view.device, reported.status, reported.reason) if reported else None,
         dropped_alert(view.device, view.latest.dropped_records if view.latest else 0),
     )
@@ -124,6 +127,11 @@ def device_alerts(view: DeviceView, *, now: float, limits: AlertLimits | None = 
         if alert is not None and (alert.kind not in by_kind or alert.severity == "critical"):
             by_kind[alert.kind] = alert
     return tuple(by_kind.values())
+
+
+def _has_app(view: DeviceView) -> bool:
+    """Whether an app of this device has sent telemetry since the agent's start: an agent alone is quiet by nature."""
+    return view.online is not True or (view.latest is not None and view.boot in (None, view.latest.boot))
 
 
 def with_alerts(view: DeviceView, *, now: float, limits: AlertLimits | None = None) -> DeviceView:
@@ -137,16 +145,25 @@ def fleet_alerts(views: Sequence[DeviceView], *, now: float, limits: AlertLimits
     return tuple(sorted(found, key=lambda a: (a.severity != "critical", a.device, a.kind)))
 
 
-def fleet_table(views: Sequence[DeviceView], *, now: float, limits: AlertLimits | None = None) -> Group:
-    """For people: one row a device, what is not known is a dash; below it every alert in full, critical ones first."""
-    table = Table(box=None, header_style="bold", padding=(0, 2))
-    for name in ("device", "state", "runs"):
-        table.add_column(name, no_wrap=True)
-    for name in ("drift", "check frames", "score", "p50", "heard"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("alerts", no_wrap=True)
+def fleet_table(
+    views: Sequence[DeviceView], *, now: float, limits: AlertLimits | None = None, width: int = WIDE
+) -> Group:
+    """For people: one row a device, what is not known is a dash; below it every alert in full, critical ones first.
+
+    Args:
+        views: The fleet.
+        now: The controller's clock, seconds since 1970 UTC.
+        limits: Where the lines are.
+        width: Columns of the terminal; below `WIDE` only what matters most has a column.
+    """
+    table = Table(box=None, header_style="bold", padding=(0, 2 if width >= WIDE else 1))
+    kept = [i for i, name in enumerate(_COLUMNS) if width >= WIDE or name in _NARROW]
+    for i in kept:
+        right = _COLUMNS[i] in ("drift", "check frames", "score", "p50", "heard")
+        table.add_column(_COLUMNS[i], justify="right" if right else "left", no_wrap=width >= WIDE or i > 2)
     for view in sorted(views, key=lambda v: v.device):
-        table.add_row(*_cells(view, device_alerts(view, now=now, limits=limits), now))
+        cells = _cells(view, device_alerts(view, now=now, limits=limits), now)
+        table.add_row(*(cells[i] for i in kept))
     if not views:
         table.caption = "No device was heard of yet."
     told = [

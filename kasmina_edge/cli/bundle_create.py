@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import math
+import re
+import stat
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +25,8 @@ from kasmina_edge.storage import make_private_folder, write_durable
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")]
 MAX_SAMPLES_BYTES = 256 * 1024 * 1024
 MAX_LABELS_BYTES = 1024 * 1024
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+_VERSION = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]{1,32})?", re.ASCII)
 
 
 def register(app: typer.Typer) -> None:
@@ -54,7 +60,7 @@ def create(
         str | None, typer.Option(help="LOW:HIGH of input values; others are refused on the device.")
     ] = None,
     vectors: Annotated[int, typer.Option(min=1, max=4096, help="Self-test vectors to draw.")] = 16,
-    seed: Annotated[int, typer.Option(help="What they are drawn from.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="What they are drawn from.")] = 0,
     samples: Annotated[
         Path | None, typer.Option(help="Real inputs for the self-test: .npy, or .npz with one array an input.")
     ] = None,
@@ -70,8 +76,8 @@ def create(
     target = load_profile(profile)
     names = _labels(labels)
     plan = WrapPlan(
-        name=name or _name_from(model),
-        version=version,
+        name=_name_from(model) if name is None else _named(name),
+        version=_versioned(version),
         profile=target.name,
         engine=engine,
         shapes={key: _shape(key, text) for key, text in _pairs("--input", shapes).items()},
@@ -79,7 +85,7 @@ def create(
         constants={key: _number("--constant", text) for key, text in _pairs("--constant", constants).items()},
         labels=names,
         head=head or ("classification" if names else "other"),
-        preprocessing=Preprocessing.parse({"mean": mean, "std": std, "valid_range": _range(valid_range)}),
+        preprocessing=_preprocessing(mean, std, valid_range),
         vectors=vectors,
         seed=seed,
         samples=_samples(samples),
@@ -159,17 +165,45 @@ def _flat(value: Any, name: str = "") -> dict[str, str]:
 
 
 def _read(path: Path, most: int) -> bytes:
+    """A regular file's bytes, never more than ``most`` of them, whatever its size claims."""
     try:
-        if path.stat().st_size > most:
-            raise InputError(f"{path}: {path.stat().st_size} bytes, at most {most} are read")
-        return path.read_bytes()
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise InputError(f"{path}: no regular file", "Give the path of a file, e.g. model.onnx.")
+        with path.open("rb") as stream:
+            data = stream.read(most + 1)
     except OSError as exc:
         raise InputError(f"{path}: cannot be read ({exc.strerror})") from exc
+    if len(data) > most:
+        raise InputError(f"{path}: more than {most} bytes, at most so many are read")
+    return data
 
 
 def _name_from(model: Path) -> str:
     word = "".join(c if c.isascii() and c.isalnum() else "-" for c in model.stem.lower()).strip("-")
     return word[:64] or "model"
+
+
+def _named(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise InputError(
+            f"--name {name}: 1 to 64 of a-z, 0-9 and - make a name, the first no -", "For example --name door-camera."
+        )
+    return name
+
+
+def _versioned(version: str) -> str:
+    if not _VERSION.fullmatch(version):
+        raise InputError(
+            f"--version {version}: a semantic version is needed", "For example --version 1.2.3 or 1.2.3-rc1."
+        )
+    return version
+
+
+def _preprocessing(mean: float, std: float, valid_range: str | None) -> Preprocessing:
+    _finite("--mean", str(mean), mean)
+    if _finite("--std", str(std), std) <= 0:
+        raise InputError(f"--std {std}: input values are divided by it, it has to be above 0", "For example --std 255.")
+    return Preprocessing.parse({"mean": mean, "std": std, "valid_range": _range(valid_range)})
 
 
 def _pairs(option: str, texts: Sequence[str] | None) -> dict[str, str]:
@@ -191,9 +225,16 @@ def _shape(name: str, text: str) -> tuple[int, ...]:
 
 def _number(option: str, text: str) -> float:
     try:
-        return float(text)
+        number = float(text)
     except ValueError as exc:
         raise InputError(f"{option} {text}: expected a number") from exc
+    return _finite(option, text, number)
+
+
+def _finite(option: str, text: str, number: float) -> float:
+    if not math.isfinite(number):
+        raise InputError(f"{option} {text}: expected a finite number", "For example 0.5.")
+    return number
 
 
 def _range(text: str | None) -> tuple[float, float] | None:
@@ -220,9 +261,9 @@ def _samples(path: Path | None) -> dict[str, Any] | None:
     """Arrays by input name; a single .npy goes by the name "" and fits a model with one input."""
     if path is None:
         return None
-    _read(path, MAX_SAMPLES_BYTES)
+    data = _read(path, MAX_SAMPLES_BYTES)
     try:
-        loaded = np.load(path, allow_pickle=False)
+        loaded = np.load(io.BytesIO(data), allow_pickle=False)
         return {"": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
     except (ValueError, OSError, EOFError) as exc:
         raise InputError(f"{path}: not a .npy or .npz file without pickles ({exc})") from exc

@@ -34,10 +34,11 @@ app = typer.Typer(help="Sign, enrol, publish and watch a fleet.", no_args_is_hel
 
 def register(program: typer.Typer) -> None:
     """Add the long-running verbs to the program."""
-    from kasmina_edge.cli import captures, seeds
+    from kasmina_edge.cli import captures, field, seeds
 
     captures.register(app)
-    app.command("seeds")(seeds.seeds)
+    for verb in (field.frames, field.erasures, seeds.seeds):
+        app.command()(verb)
     program.command()(controller)
     program.command()(monitor)
 

@@ -71,7 +71,8 @@ def batch_id(device: str, sequence: int) -> str:
 
 
 def read_annotations(path: Path) -> dict[str, int]:
-    """Labels by frame digest from a CSV file of ``digest,label`` lines; a first line with these two words is skipped.
+    """Labels by frame digest from a CSV file of ``digest,label`` lines; a first line with these two words is skipped,
+    and so are lines without a label yet.
 
     Raises:
         InputError: Missing, longer than 64 MiB, not UTF-8, or a line is malformed or contradicts an earlier one; the
@@ -93,7 +94,8 @@ def read_annotations(path: Path) -> dict[str, int]:
     labels: dict[str, int] = {}
     try:
         for number, row in enumerate(csv.reader(lines, strict=True), start=1):
-            if row and not (number == 1 and [cell.strip() for cell in row] == ["digest", "label"]):
+            unfilled = len(row) == 2 and not row[1].strip()
+            if row and not unfilled and not (number == 1 and [cell.strip() for cell in row] == ["digest", "label"]):
                 digest, label = _annotation(row, f"{path}:{number}")
                 if labels.setdefault(digest, label) != label:
                     raise InputError(

@@ -35,4 +35,6 @@ def main(data, seconds=10.0, fps=100.0):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit("usage: python 01_camera_loop.py DATA [SECONDS] [FPS]")
     main(*sys.argv[1:])

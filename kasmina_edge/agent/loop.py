@@ -17,7 +17,8 @@ from pathlib import Path
 from kasmina_edge.agent.heart import Heart
 from kasmina_edge.agent.reporting import Reporter, life_of
 from kasmina_edge.agent.spool import Spool
-from kasmina_edge.agent.updating import Updater
+from kasmina_edge.agent.updating import JUDGE_WITHIN_S, Updater
+from kasmina_edge.agent.uploads import CaptureUploads
 from kasmina_edge.agent.vitals import Vitals
 from kasmina_edge.agent.watch import DeviceWatch
 from kasmina_edge.contracts.profile import load_profile
@@ -35,7 +36,6 @@ from kasmina_edge.settings import Settings
 from kasmina_edge.slots import SlotStore
 from kasmina_edge.storage import Disk
 from kasmina_edge.telemetry.capture import CaptureStore
-from kasmina_edge.telemetry.erasure import carry_out
 from kasmina_edge.telemetry.hardware import HardwareReader
 from kasmina_edge.telemetry.outbox import Outbox, open_outbox
 from kasmina_edge.telemetry.publisher import Publisher
@@ -95,7 +95,7 @@ class Agent:
         profile = load_profile(settings["device.profile"]).chosen(
             engine=settings["device.engine"], accelerator_device=settings["device.accelerator"]
         )
-        self._signing_key = load_signing_key(data / "device.key")
+        signing_key = load_signing_key(data / "device.key")
         self._spool = Spool(outbox or partial(open_outbox, data, settings, clock=clock), clock)
         self._reporter = Reporter(
             self.device,
@@ -122,6 +122,13 @@ class Agent:
         self._notifier = notifier or Notifier()
         self._heart = Heart(self._notifier)
         self._vitals = Vitals(self.device, self._heart)
+        self._uploads = CaptureUploads(
+            self._captures,
+            signing_key,
+            self._reporter.prove,
+            self._heart.beat,
+            int(settings["telemetry.outbox_mb"] * 2**20),
+        )
         self._updater = Updater(
             self.device,
             settings["device.groups"],
@@ -162,7 +169,10 @@ class Agent:
                 return
             self._guard("recovery", self._updater.recover)
             boot = self._watch.boot = self._store.record().boot
-            self._guard("audit", lambda: self._watch.check_audit(self._data / "audit.log", self._trust.audit_anchor()))
+            with self._heart.doing("audit"), self._heart.allow(JUDGE_WITHIN_S):  # a long log takes seconds
+                self._guard(
+                    "audit", lambda: self._watch.check_audit(self._data / "audit.log", self._trust.audit_anchor())
+                )
             if self._spool.fault is not None:
                 self._watch.spoiled(self._spool.fault)
             self._reporter.note("agent_started", boot=boot)
@@ -283,10 +293,18 @@ class Agent:
 
     def _send_telemetry(self) -> None:
         assert self._publisher is not None
-        self._guard("erasure", lambda: carry_out(self._captures(), self._outbox, self._reporter.prove))
-        if self._link.connected and self._last_check > -math.inf:  # a newer plan may forbid or erase them
-            self._guard("capture", self._queue_captures)
+        self._guard("erasure", lambda: self._uploads.erase(self._outbox))
+        self._heart.beat()
+        if self._may_upload():
+            self._guard("capture", lambda: self._uploads.queue(self._outbox))
         self._publisher.pump(observe=self._observe)
+
+    def _may_upload(self) -> bool:
+        """A newer plan was asked for, which may forbid or erase captures, and what is queued leaves soon, or stays."""
+        assert self._publisher is not None
+        if self._spool.fault is not None or not self._link.connected:  # a capture in memory ends with the agent
+            return False
+        return math.isfinite(self._last_check) and not self._publisher.waits_for
 
     def _observe(self, records: list[TelemetryRecord]) -> None:
         """Every record of this device's apps passes here once, sent or not."""
@@ -299,19 +317,6 @@ class Agent:
 
     def _captures(self) -> CaptureStore:
         return CaptureStore(self._data / "capture", self._trust.plan(), self.device, clock=self._clock)
-
-    def _queue_captures(self) -> None:
-        """Sign what apps captured and hand it to the outbox; what cannot be read is set aside, once."""
-        store = self._captures()
-        for item in store.pending():
-            try:
-                sealed = store.upload(item, self._signing_key)
-            except KasminaError as exc:
-                log.warning("capture %d set aside: %s", item, exc.message)
-                store.set_aside(item)
-                continue
-            self._outbox.append("capture", sealed)
-            store.forget(item)
 
     def _measure(self) -> None:
         """What the rules of alert ask for; None where this machine does not tell."""
@@ -334,7 +339,7 @@ class Agent:
 
     def _tell_vitals(self) -> None:
         record, active, report = self._store.record(), self._reporter.active(), self._reporter.report
-        trial = self._store.manifest(record.trial) if record.trial else None
+        trial = self._reporter.held(record.trial)
         size = self._outbox.size()
         self._vitals.tell(
             active=None

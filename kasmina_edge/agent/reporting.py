@@ -17,7 +17,7 @@ from kasmina_edge.contracts.record import DeviceState, Reported, Status
 from kasmina_edge.contracts.topics import Topics
 from kasmina_edge.errors import BundleError, KasminaError, LinkError, StorageError
 from kasmina_edge.safety.audit import AuditLog, Head
-from kasmina_edge.slots import SlotStore
+from kasmina_edge.slots import Slot, SlotStore
 from kasmina_edge.storage import write_durable
 from kasmina_edge.telemetry.outbox import Outbox
 from kasmina_edge.transport.transport import Transport
@@ -76,6 +76,7 @@ class Reporter:
         self.life = life
         self._topics, self._store, self._audit, self._outbox = topics, store, audit, outbox
         self._clock, self._clock_ok, self._guard, self._anchor = clock, clock_ok, guard, anchor
+        self._rotten: dict[Slot | None, str] = {}
         self.spoiled: Callable[[KasminaError], None] = lambda error: None
 
     def will(self) -> bytes:
@@ -131,18 +132,23 @@ class Reporter:
 
     def active(self) -> BundleManifest | None:
         """What is committed here; None when nothing is, or when its manifest rotted: anything whole is then news."""
-        active = self._store.record().active
+        return self.held(self._store.record().active)
+
+    def held(self, slot: Slot | None) -> BundleManifest | None:
+        """What a slot holds; None when that is nothing, or a manifest that rotted, which is told."""
         try:
-            return self._store.manifest(active) if active else None
+            return self._store.manifest(slot) if slot else None
         except BundleError as exc:
-            log.warning("slot %s: %s", active, exc.message)
+            if self._rotten.get(slot) != exc.message:
+                log.warning("slot %s: %s", slot, exc.message)
+            self._rotten[slot] = exc.message
             self.spoiled(exc)
             return None
 
     def _reported(self) -> Reported:
         record = self._store.record()
         active = self.active()
-        previous = self._store.manifest(record.previous) if record.previous else None
+        previous = self.held(record.previous)
         audit = None
         with contextlib.suppress(StorageError):  # a damaged head is told by the log's own next entry
             audit = self._audit.head()

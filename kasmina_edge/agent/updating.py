@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 LIVE_WITHIN_S = 10.0
 LEAST_BETWEEN_LOOKS_S = 1.0
 MOST_BUNDLES_SEEN = 8
+MOST_NOTED = 64
 JUDGE_WITHIN_S = 900.0
 """Verifying, installing, self-test and probes of one bundle; a step that is silent for longer is stuck."""
 
@@ -89,6 +91,7 @@ class Updater:
         self._live = LiveScores()
         self._seen_live: dict[str, float] = {}
         self._recovered = False
+        self._noted: set[tuple[str, str | None, str]] = set()
         self._running: _Running | None = None
 
     @property
@@ -133,6 +136,7 @@ class Updater:
             active = self._reporter.active()
             decision = self._consider(offer, active, session)
             if decision.action == "nothing":
+                self._noted.clear()
                 if report.status in ("unreachable", "failed", "refused", "idle"):
                     set_status("idle", decision.reason)
                 return
@@ -154,7 +158,7 @@ class Updater:
             self._refuse(exc.message, None)
         except KasminaError as exc:
             set_status("failed", exc.message)
-            self._reporter.note("update_failed", reason=exc.message, kind=exc.kind)
+            self._note_once("update_failed", exc.message, kind=exc.kind)
 
     def resume_trial(self) -> None:
         """Judge again a trial that an interruption left a try."""
@@ -235,6 +239,7 @@ class Updater:
         self._reporter.set_status("installing", offer.manifest.id)
         with self._heart.allow(JUDGE_WITHIN_S):
             trial = self._installer.put_on_trial(bundle, self._trust.plan(bundle.manifest.name))
+        self._noted.clear()
         self._let_live(trial, began)
 
     def _let_live(self, trial: Trial, began: float) -> None:
@@ -250,9 +255,21 @@ class Updater:
         self._reporter.set_status("trial", f"{trial.manifest.id} in slot {trial.slot.upper()}")
 
     def _refuse(self, reason: str, manifest: BundleManifest | None) -> None:
-        if (self._reporter.report.status, self._reporter.report.reason) != ("refused", reason):
-            self._reporter.note("update_refused", reason=reason, bundle=manifest.id if manifest else "")
+        self._note_once("update_refused", reason, bundle=manifest.id if manifest else "")
         self._reporter.set_status("refused", reason)
+
+    def _note_once(self, event: str, reason: str, **fields: str) -> None:
+        """Write the audit log, unless the same stands there since the last update that went well.
+
+        Numbers do not count: a disk that lacks some other bytes with every check would fill the log.
+        """
+        key = (event, self._reporter.report.offered, re.sub(r"\d+", "0", reason))
+        if key in self._noted:
+            return
+        if len(self._noted) >= MOST_NOTED:
+            self._noted.clear()
+        self._noted.add(key)
+        self._reporter.note(event, reason=reason, **fields)
 
     def _have(self, sha256: str) -> bytes | None:
         """A file's bytes when one of the slots holds it already."""

@@ -43,15 +43,22 @@ class CaptureBudget(SignedContract):
     """How much of its input a device may keep, sealed to ``controller_key``.
 
     Attributes:
-        max_days: Days, counted from the first frame kept under this plan, after which nothing more is kept and what
+        max_days: Days, counted from the first frame kept of this budget, after which nothing more is kept and what
             still waits for its upload is erased; None: no such limit.
         sampling: None: only what the app offers is kept.
+        renewal: Another number grants the same budget anew. A newer plan alone does not: it may be signed for an
+            erasure, or for another device's sake.
     """
 
     max_frames: Annotated[int, Field(ge=0)]
     max_bytes: Annotated[int, Field(ge=0)]
     max_days: Annotated[float, Field(gt=0, le=3650)] | None = None
     sampling: CaptureSampling | None = None
+    renewal: Annotated[int, Field(ge=0)] = 0
+
+    def identity(self) -> str:
+        """Names the budget: the same until frames, bytes or the renewal change; days and sampling may."""
+        return self.model_copy(update={"sampling": None, "max_days": None}).digest()
 
 
 class Erasure(SignedContract):
@@ -136,7 +143,7 @@ class ChangePlan(SignedContract):
     health: HealthLimits
     capture: CaptureBudget | None = None
     controller_key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    erasures: Annotated[tuple[Erasure, ...], Field(max_length=256)] = ()
+    erasures: Annotated[tuple[Erasure, ...], Field(max_length=1024)] = ()
 
     @classmethod
     def error_type(cls) -> type[KasminaError]:

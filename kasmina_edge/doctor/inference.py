@@ -8,6 +8,7 @@ from kasmina_edge.contracts.manifest import FileEntry, ModelFile, ModelTensor, P
 from kasmina_edge.contracts.profile import HardwareProfile
 from kasmina_edge.doctor.finding import Finding
 from kasmina_edge.engines import Engine, EngineCheck, registered_engines
+from kasmina_edge.engines.choice import checked
 from kasmina_edge.errors import KasminaError
 
 INSTALLS = {
@@ -23,7 +24,7 @@ def check_engines(profile: HardwareProfile, types: Mapping[str, type[Engine]]) -
     found = {}
     for name, engine in types.items():
         try:
-            found[name] = engine.check(profile, any_model(engine))
+            found[name] = checked(engine, profile, any_model(engine))
         except KasminaError as exc:
             found[name] = EngineCheck(False, "", exc.message)
         except Exception as exc:  # a third party's

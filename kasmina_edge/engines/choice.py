@@ -8,14 +8,14 @@ from kasmina_edge.contracts.manifest import BundleManifest, ModelFile
 from kasmina_edge.contracts.profile import HardwareProfile
 from kasmina_edge.engines.edgetpu import DEFAULT_DELEGATE
 from kasmina_edge.engines.engine import Engine, EngineCheck
+from kasmina_edge.engines.registry import AUTO as AUTO
 from kasmina_edge.engines.registry import OURS, engine_type, engine_types
 from kasmina_edge.engines.tensors import same_layout
 from kasmina_edge.errors import BundleError, EngineError
 
-AUTO = "auto"
-"""In place of an engine's name: measure those that are here."""
 STAND_INS = {"litert": ("tflite-runtime",)}
 """Tried where the engine of that name is not installed; not when an engine is asked for by name."""
+_LONGEST = 200
 Candidate = tuple[type[Engine], ModelFile, EngineCheck]
 
 _ACCELERATORS = {"edgetpu": "the Edge TPU"}
@@ -124,11 +124,16 @@ class Candidates:
 def checked(kind: type[Engine], profile: HardwareProfile, model: ModelFile) -> EngineCheck:
     """`Engine.check`, and whatever a stranger's engine raises there as a reason."""
     try:
-        return kind.check(profile, model)
-    except Exception as exc:
+        found: object = kind.check(profile, model)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as exc:  # sys.exit() too
         if kind.name in OURS:
             raise
-        return EngineCheck(False, "", f"its check fails ({type(exc).__name__}: {exc})")
+        return EngineCheck(False, "", f"its check fails ({type(exc).__name__}: {exc})"[:_LONGEST])
+    if isinstance(found, EngineCheck):
+        return found
+    return EngineCheck(False, "", f"its check gives {found!r}, which is no EngineCheck"[:_LONGEST])
 
 
 def check_layout(manifest: BundleManifest) -> None:

@@ -7,6 +7,7 @@ state from call to call, and lets only our errors out.
 
 from __future__ import annotations
 
+import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -26,6 +27,7 @@ Array = npt.NDArray[Any]
 _SCALE_TOLERANCE = 1e-6
 _MOST_FRAMES = 4096
 _PROOF_FRAMES = 8
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -310,11 +312,19 @@ class Engine(ABC):
         return EngineError(f"{self.model.file.path}: {self.name} failed ({_first_line(exc)})")
 
     def close(self) -> None:
-        """Free the model; calling it twice is harmless, running it afterwards is an `EngineError`."""
+        """Free the model; calling it twice is harmless, running it afterwards is an `EngineError`.
+
+        A library that fails at this is logged, and stops nobody.
+        """
         with self._lock:
             if not self._closed:
                 self._closed = True
-                self._close()
+                try:
+                    self._close()
+                except KeyboardInterrupt:
+                    raise
+                except BaseException as exc:  # it is closed to everybody all the same
+                    log.warning("%s: %s failed to close (%r)", self.model.file.path, self.name, exc)
 
     def __enter__(self) -> Engine:
         return self

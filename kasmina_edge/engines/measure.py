@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -23,8 +24,9 @@ import numpy.typing as npt
 from kasmina_edge.bundle import Bundle
 from kasmina_edge.contracts.canonical import sha256_hex
 from kasmina_edge.contracts.profile import HardwareProfile
-from kasmina_edge.engines.choice import AUTO, Candidates, check_layout, engine_names
+from kasmina_edge.engines.choice import Candidates, check_layout, engine_names
 from kasmina_edge.engines.engine import Engine
+from kasmina_edge.engines.registry import AUTO, OURS, build_of
 from kasmina_edge.engines.selftest import self_test, vectors
 from kasmina_edge.errors import KasminaError, StorageError
 from kasmina_edge.storage import make_private_folder, write_durable
@@ -35,6 +37,8 @@ BLOCK_NS = 4_000_000
 """Each engine's share of a block, nanoseconds; a slower model gets one run a block."""
 NOISE = 0.03
 """Engines closer than this share of the fastest count as equally fast, whatever the blocks' spread says."""
+STRANGER_S = 10.0
+"""A third party's engine that has not loaded and passed its self-test by then is left out; its thread is abandoned."""
 VERDICTS_FILE = "engines.json"
 _KEPT = 16
 _MAX_BYTES = 64 * 1024
@@ -96,14 +100,9 @@ def measure_engines(
     loaded: dict[str, Engine] = {}
     with ExitStack() as stack:
         for name in names or auto_names(profile):
-            found = _load(name, bundle, profile)
-            if isinstance(found, Measured):
-                results[name] = found
-                continue
-            stack.enter_context(found)
-            results[name] = _test(name, found, bundle)
-            if results[name].samples and results[name].samples == results[name].passed:
-                loaded[name] = found
+            engine, results[name] = _proven(name, bundle, profile)
+            if engine is not None:
+                loaded[name] = stack.enter_context(engine)
         for name, medians in _time(loaded, bundle, timer_ns, blocks, results).items():
             quartiles = np.percentile(medians, [25, 50, 75]) / 1000.0
             spread_us = float(quartiles[2] - quartiles[0]) / 2
@@ -179,7 +178,7 @@ def verdict_key(bundle: Bundle, profile: HardwareProfile) -> str:
     checks = {}
     for name in auto_names(profile):
         candidates = Candidates(manifest, profile, present=set(bundle.files), engine=name)
-        checks[name] = [(model.file.path, check.reason) for _, model, check in candidates]
+        checks[name] = [(model.file.path, check.reason, build_of(kind)) for kind, model, check in candidates]
     facts = {
         "bundle": manifest.content_digest(),
         "engines": checks,
@@ -201,7 +200,7 @@ def chosen_by_measurement(bundle: Bundle, profile: HardwareProfile, *, folder: P
     verdicts = Verdicts(folder) if folder is not None else None
     key = verdict_key(bundle, profile) if verdicts else ""
     name = verdicts.get(key) if verdicts else None
-    if name is not None and name in auto_names(profile):
+    if name is not None and name in auto_names(profile) and _still_right(name, bundle, profile):
         return name
     best = fastest(measure_engines(bundle, profile))
     if best is None:
@@ -212,12 +211,68 @@ def chosen_by_measurement(bundle: Bundle, profile: HardwareProfile, *, folder: P
     return best.name
 
 
+def _still_right(name: str, bundle: Bundle, profile: HardwareProfile) -> bool:
+    """Whether the engine of a kept verdict passes the self-test today: a driver or a library may have changed since."""
+    for _, model, _ in Candidates(bundle.manifest, profile, present=set(bundle.files), engine=name):
+        if model.compiled_for is not None:
+            from kasmina_edge.engines.accelerator.twins import find_twin
+
+            if find_twin(bundle, profile, model) is not None:
+                return True  # its supervisor asks the vectors at every start, and has a deadline
+        break
+    engine, _ = _proven(name, bundle, profile)
+    if engine is not None:
+        engine.close()
+    return engine is not None
+
+
+def _proven(name: str, bundle: Bundle, profile: HardwareProfile) -> tuple[Engine | None, Measured]:
+    """The engine loaded, where it passes the self-test, and what came of it; a stranger's has `STRANGER_S` for it."""
+    if name in OURS:
+        return _load_and_test(name, bundle, profile)
+    found: list[tuple[Engine | None, Measured]] = []
+    turn = threading.Lock()
+    late = False
+
+    def work() -> None:
+        try:
+            result = _load_and_test(name, bundle, profile)
+        except BaseException as exc:  # no user interrupts this thread
+            result = None, Measured(name, reason=repr(exc))
+        with turn:
+            found.append(result)
+        if late and result[0] is not None:
+            result[0].close()
+
+    thread = threading.Thread(target=work, name=f"kasmina-measure-{name}", daemon=True)
+    thread.start()
+    thread.join(STRANGER_S)
+    with turn:
+        if found:
+            return found[0]
+        late = True
+    return None, Measured(name, reason=f"not ready after {STRANGER_S:g} s")
+
+
+def _load_and_test(name: str, bundle: Bundle, profile: HardwareProfile) -> tuple[Engine | None, Measured]:
+    engine = _load(name, bundle, profile)
+    if isinstance(engine, Measured):
+        return None, engine
+    result = _test(name, engine, bundle)
+    if result.samples and result.samples == result.passed:
+        return engine, result
+    engine.close()
+    return None, result
+
+
 def _load(name: str, bundle: Bundle, profile: HardwareProfile) -> Engine | Measured:
     candidates = Candidates(bundle.manifest, profile, present=set(bundle.files), engine=name)
     for kind, model, _ in candidates:
         try:
             return kind(model, bundle.read(model.file), profile)
-        except Exception as exc:  # a stranger's constructor may raise anything
+        except KeyboardInterrupt:
+            raise
+        except BaseException as exc:  # a stranger's constructor may raise anything, sys.exit() too
             candidates.reasons.append(exc.message if isinstance(exc, KasminaError) else repr(exc))
     return Measured(name, reason="; ".join(candidates.reasons).removeprefix(f"{name}: "))
 
@@ -227,6 +282,10 @@ def _test(name: str, engine: Engine, bundle: Bundle) -> Measured:
         found = self_test(engine, bundle, timed_runs=1)
     except KasminaError as exc:
         return Measured(name, engine.runs_on, reason=exc.message)
+    except BaseException as exc:
+        if name in OURS or isinstance(exc, KeyboardInterrupt):
+            raise
+        return Measured(name, engine.runs_on, reason=repr(exc))
     reason = "" if found.ok else f"{found.samples - found.passed} of {found.samples} self-test vectors fail, worst "
     return Measured(name, engine.runs_on, found.samples, found.passed, reason=reason and f"{reason}{found.worst:g}")
 
@@ -248,9 +307,12 @@ def _time(
         for name in list(medians):
             try:
                 medians[name].append(_block(engines[name].hot_path(), frames[name], timer_ns))
-            except Exception as exc:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as exc:
                 del medians[name]
-                results[name] = replace(results[name], reason=engines[name].failure(exc).message)
+                fault = exc if isinstance(exc, Exception) else RuntimeError(repr(exc))
+                results[name] = replace(results[name], reason=engines[name].failure(fault).message)
     return medians
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,7 +11,8 @@ import numpy.typing as npt
 from kasmina_edge.contracts.manifest import EngineName, ModelFile
 from kasmina_edge.contracts.profile import HardwareProfile
 from kasmina_edge.engines.engine import Engine, EngineCheck, FileFacts, LoadedTensor
-from kasmina_edge.errors import EngineError
+from kasmina_edge.engines.onnx_file import outside_part
+from kasmina_edge.errors import BundleError, EngineError, InputError
 
 Array = npt.NDArray[Any]
 INSTALL = "Install it with `pip install onnxruntime`."
@@ -26,14 +28,17 @@ _DTYPES = {
     "tensor(bool)": "bool",
 }
 _ERRORS_ONLY = 3
+_ELSEWHERE = "lies in a file beside the model, which no signature covers"
+ONE_FILE = "Save the model as one file: onnx.save_model(onnx.load(PATH), NEW_PATH), and wrap that."
 
 
 def load_library() -> Any:
-    """The ``onnxruntime`` module.
+    """The ``onnxruntime`` module, with Microsoft's own telemetry switched off unless ``ORT_DISABLE_TELEMETRY`` is set.
 
     Raises:
         EngineError: It is not installed.
     """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it writes a device id and events below the home folder
     try:
         import onnxruntime
     except ImportError as exc:
@@ -74,6 +79,8 @@ class OnnxEngine(Engine):
         return [CPU_PROVIDER]
 
     def _load(self, data: bytes, profile: HardwareProfile) -> tuple[list[LoadedTensor], list[LoadedTensor]]:
+        if outside := outside_part(data):
+            raise BundleError(f"{self.model.file.path}: {outside} {_ELSEWHERE}", ONE_FILE)
         library = load_library()
         options = library.SessionOptions()
         options.intra_op_num_threads = profile.threads
@@ -135,6 +142,8 @@ class OnnxEngine(Engine):
 
 
 def _session(data: bytes) -> Any:
+    if outside := outside_part(data):
+        raise InputError(f"{outside} {_ELSEWHERE}", ONE_FILE)
     library = load_library()
     options = library.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY

@@ -8,10 +8,10 @@ from pathlib import Path
 from kasmina_edge.bundle import Bundle
 from kasmina_edge.contracts.manifest import ModelFile
 from kasmina_edge.contracts.profile import HardwareProfile
-from kasmina_edge.engines.choice import AUTO, Candidate, Candidates, check_layout, choose_engine
+from kasmina_edge.engines.choice import Candidate, Candidates, check_layout, choose_engine
 from kasmina_edge.engines.engine import Array, Engine, EngineCheck
 from kasmina_edge.engines.measure import chosen_by_measurement
-from kasmina_edge.engines.registry import OURS
+from kasmina_edge.engines.registry import AUTO, OURS
 from kasmina_edge.engines.selftest import vectors
 from kasmina_edge.errors import EngineError, KasminaError
 
@@ -52,7 +52,9 @@ def open_engine(
     for kind, model, check in candidates:
         try:
             loaded = _load(bundle, profile, kind, model, check, required=require_accelerator)
-        except Exception as exc:
+        except BaseException as exc:  # a stranger's may end in sys.exit() or a panic
+            if isinstance(exc, KeyboardInterrupt):
+                raise
             if require_accelerator or not (isinstance(exc, EngineError) or kind.name not in OURS):
                 raise
             refused = refused or (exc if isinstance(exc, KasminaError) else EngineError(f"{kind.name}: {exc!r}"))

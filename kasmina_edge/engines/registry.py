@@ -12,6 +12,7 @@ The class derives from `kasmina_edge.engines.Engine`, is called as its entry poi
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -31,6 +32,9 @@ OURS = {
 """The same lines as in pyproject.toml (a test compares them), for code that runs without its metadata; nobody else's
 entry point of these names is taken, and finding one of them reads no other distribution's metadata."""
 _SELF = "kasmina"
+AUTO = "auto"
+"""In place of an engine's name: measure those that are here."""
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,20 @@ def engine_type(name: str) -> type[Engine]:
     return found.kind
 
 
+def build_of(kind: type[Engine]) -> str:
+    """Where an engine's class comes from and in which version: another build is another engine to a measurement."""
+    where = f"{kind.__module__}:{kind.__qualname__}"
+    from importlib.metadata import PackageNotFoundError, entry_points, version
+
+    if kind.name in OURS:
+        try:
+            return f"{where} {version(_SELF)}"
+        except PackageNotFoundError:
+            return where
+    versions = sorted(p.dist.version for p in entry_points(group=GROUP, name=kind.name) if p.dist is not None)
+    return f"{where} {', '.join(versions)}"
+
+
 def _points() -> Iterator[tuple[str, str, str]]:
     """(name, value, distribution) of every entry point of the group, ours first."""
     from importlib.metadata import entry_points  # brings email and zipfile, for names that are not ours only
@@ -96,10 +114,14 @@ def _points() -> Iterator[tuple[str, str, str]]:
 def _load(name: str, value: str, source: str) -> Registered:
     if name in OURS and source != _SELF:
         return Registered(name, source, None, f"{name} is the name of one of Kasmina's own engines")
+    if name == AUTO or not _NAME.fullmatch(name):
+        return Registered(name, source, None, f"{name!r} cannot name an engine; 1 to 32 of a-z, 0-9 and -, not {AUTO}")
     module, _, attribute = value.partition(":")
     try:
         kind = getattr(import_module(module), attribute)
-    except Exception as exc:  # whatever a stranger's module does while it is imported
+    except KeyboardInterrupt:
+        raise
+    except BaseException as exc:  # whatever a stranger's module does while it is imported, sys.exit() too
         return Registered(name, source, None, f"{value} cannot be loaded ({type(exc).__name__}: {exc})")
     if not (inspect.isclass(kind) and issubclass(kind, Engine)):
         return Registered(name, source, None, f"{value} is no subclass of kasmina_edge.engines.Engine")

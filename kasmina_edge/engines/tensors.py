@@ -110,6 +110,10 @@ class InputConverter:
             return None
         return [row.reshape(self._model_shape) for row in xs]
 
+    def is_one_frame(self, shape: tuple[int, ...]) -> bool:
+        """Whether this is the shape of a frame, and not that of an array of frames."""
+        return shape in self._shapes and shape[1:] not in self._shapes
+
     def convert(self, x: Array) -> Array:
         """A frame that `check` returned, in the model's dtype and shape."""
         if x.dtype is self._own and (self._rounds or not self._takes_floats):
@@ -207,7 +211,9 @@ class InputConverter:
     def _array(self, x: object) -> Array:
         try:
             array = np.asarray(x)
-        except (ValueError, TypeError) as exc:
+        except MemoryError:
+            raise
+        except Exception as exc:  # whatever the object's own conversion raises
             raise InputError(f"input {self.name!r}: not an array ({exc})", _ASK) from exc
         if self._takes_own and array.dtype == self._own:
             return array if array.dtype is self._own else array.astype(self._own)

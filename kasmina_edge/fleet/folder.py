@@ -29,7 +29,8 @@ from kasmina_edge.contracts.manifest import BundleManifest
 from kasmina_edge.contracts.profile import load_profile
 from kasmina_edge.contracts.topics import Topics
 from kasmina_edge.errors import InputError, KasminaError, PlanError
-from kasmina_edge.fleet.erasures import MAX_IN_A_PLAN, CarriedOut, ErasureBook, carry_out, plan_with
+from kasmina_edge.fleet.erasures import CarriedOut, ErasureBook, carry_out, in_plan, plan_with
+from kasmina_edge.fleet.keys import KeyRing
 from kasmina_edge.fleet.repository import Published, Repository
 from kasmina_edge.fleet.store import FleetStore
 from kasmina_edge.logs import publication_trace, tracing
@@ -41,7 +42,7 @@ from kasmina_edge.safety.encryption import (
     public_hex,
 )
 from kasmina_edge.settings import write_settings
-from kasmina_edge.storage import make_private_folder, write_durable
+from kasmina_edge.storage import as_storage_error, make_private_folder, write_durable
 from kasmina_edge.transport.broker import free_port
 from kasmina_edge.updates.trust import TrustStore
 
@@ -117,6 +118,7 @@ class FleetFolder:
         self.config = FleetConfig.from_bytes(path.read_bytes(), where=str(path))
         self.audit = AuditLog(folder / "audit.log", clock=clock)
         self.repository = Repository.open(folder / "repository", clock=clock)
+        self._keys = KeyRing(folder / "repository", desk=self.repository.is_desk)
         self._erasures = ErasureBook(folder / "erasures.json")
 
     @classmethod
@@ -157,7 +159,19 @@ class FleetFolder:
 
     def store(self) -> FleetStore:
         """The controller's memory: reports, telemetry, captures."""
-        return FleetStore(self.folder / "fleet.db", is_erased=self._erasures.covers)
+        return FleetStore(self.folder / "fleet.db", is_erased=self._erasures.covers, key_of=self.public_key)
+
+    def public_key(self, device: str) -> str | None:
+        """Ed25519 public key (hex) of a device, also of one that another process enrolled; None: it is not enrolled."""
+        entry = next((d for d in self.config.devices if d.id == device), None)
+        if entry is None:
+            path = self.folder / "fleet.json"
+            try:
+                config = FleetConfig.from_bytes(path.read_bytes(), where=str(path))
+            except OSError as exc:
+                raise as_storage_error(exc, path) from exc
+            entry = next((d for d in config.devices if d.id == device), None)
+        return None if entry is None else entry.public_key
 
     def sealing_key(self) -> Any:
         """The private key that opens captures; it never leaves this folder."""
@@ -249,7 +263,7 @@ class FleetFolder:
             ),
             capture=capture,
             controller_key=public_hex(self.sealing_key()) if capture else None,
-            erasures=self._erasures.all()[-MAX_IN_A_PLAN:],
+            erasures=in_plan(self._erasures.all()),
         )
 
     def erase(self, erasure: Erasure, offline_keys: Path) -> CarriedOut:
@@ -260,12 +274,17 @@ class FleetFolder:
             offline_keys: The targets keys: every change plan is signed again.
 
         Raises:
-            InputError: The device is not enrolled, another demand has this id, or a key is missing.
+            InputError: The device is not enrolled, another demand has this id, a plan has no place for one more, or a
+                key is missing; nothing was changed.
         """
         if erasure.device is not None:
             self.recipients([erasure.device])
         names = {path.split("/")[1] for path in self.repository.target_sizes() if path.count("/") > 1}
         plans = [plan for name in sorted(names) if (plan := self.repository.current_plan(name)) is not None]
+
+        if plans:
+            for role in ("targets", "snapshot", "timestamp"):
+                self._keys.signers(role, offline_keys)
 
         def sign(plan: ChangePlan, erasures: tuple[Erasure, ...]) -> int:
             following = plan_with(plan, erasures, self._next_serial(plan.bundle))

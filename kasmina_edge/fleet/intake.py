@@ -2,13 +2,14 @@
 
 A device can only speak for itself: the device id inside a payload must be the one of its topic, which the broker's
 access rules tie to the user name. What does not hold is dropped, counted by reason, and logged; it never ends the
-controller.
+controller. What holds and cannot be stored (a full disk) goes back to the transport, which does not acknowledge it.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from typing import Protocol
 
 from kasmina_edge.contracts.record import DeviceAlert, DeviceState, Reported, TelemetryRecord
 from kasmina_edge.contracts.topics import Topics
-from kasmina_edge.errors import InputError, KasminaError
+from kasmina_edge.errors import InputError, KasminaError, StorageError
 from kasmina_edge.telemetry.publisher import decode_batch
 from kasmina_edge.transport.transport import Message, Transport
 
@@ -24,6 +25,10 @@ log = logging.getLogger(__name__)
 
 MAX_STATUS_BYTES = 64 * 1024
 MAX_EVENT_BYTES = 64 * 1024
+_NOT_THE_DISK = (
+    sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, sqlite3.ProgrammingError,
+    sqlite3.NotSupportedError,
+)  # fmt: skip
 
 
 class Store(Protocol):
@@ -88,10 +93,13 @@ class Intake:
             "t/alert": self._alert,
             "t/capture": self._capture,
         }.items():
-            self._transport.subscribe(self._topics.device("+", leaf), self.guarded(take))
+            self._transport.subscribe(self._topics.device("+", leaf), self.guarded(take, stores=True))
 
-    def guarded(self, take: Callable[[str, Message], object]) -> Callable[[Message], None]:
-        """A handler that calls ``take(device, message)``, and drops and counts what it refuses."""
+    def guarded(self, take: Callable[[str, Message], object], *, stores: bool = False) -> Callable[[Message], None]:
+        """A handler that calls ``take(device, message)``, and drops and counts what it refuses.
+
+        With ``stores`` the handler raises StorageError where the message holds and the disk refused it.
+        """
 
         def handle(message: Message) -> None:
             device = self._topics.device_of(message.topic)
@@ -101,6 +109,10 @@ class Intake:
                 if device is None:
                     raise InputError(f"{message.topic}: not a device id of 1 to 32 of a-z, 0-9 and -")
                 take(device, message)
+            except StorageError as exc:
+                if stores and not isinstance(exc.__cause__, _NOT_THE_DISK):
+                    raise
+                self._drop(exc, message)  # the same message would be refused for ever
             except KasminaError as exc:
                 self._drop(exc, message)
             else:

@@ -7,15 +7,18 @@ by the device that raised it.
 The audit log's newest (sequence, hash) comes with every report, and with events. Within one life the sequence never
 falls and a number never has two hashes; a device that contradicts what it said before has lost or rewritten its log. A
 data folder that was made anew begins another life, which is told as well, or deleting one file would hide a rewrite.
+
+Reports and events are kept apart: events never push out a head that was reported, and a device with more lives than are
+kept is told of, while the lives before stay.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from sqlite3 import Connection
-from typing import Any
+from typing import Literal
 
 from kasmina_edge.contracts.record import DeviceAlert, Reported
 from kasmina_edge.errors import InputError
@@ -29,6 +32,7 @@ MAX_KINDS = 64
 KEPT_HEADS = 512
 KEPT_LIVES = 16
 MAX_COUNTED = 2**53
+_PARTS = ("state", "reported")
 
 SCHEMA = (
     """CREATE TABLE IF NOT EXISTS device_alert (
@@ -41,8 +45,10 @@ SCHEMA = (
         device TEXT NOT NULL, life TEXT NOT NULL, seq INTEGER NOT NULL, hash TEXT NOT NULL, received_s REAL NOT NULL,
         reported INTEGER NOT NULL, PRIMARY KEY (device, life, seq)
     ) WITHOUT ROWID""",
+    "CREATE TABLE IF NOT EXISTS order_let_go (device TEXT NOT NULL, part TEXT NOT NULL, PRIMARY KEY (device, part)) "
+    "WITHOUT ROWID",
 )
-TABLES = ("device_alert", "audit_head")
+TABLES = ("device_alert", "audit_head", "order_let_go")
 
 
 def prepare(db: Connection) -> None:
@@ -119,7 +125,9 @@ def standing(db: Connection) -> dict[str, list[Alert]]:
 def acknowledge(db: Connection, device: str, kinds: Sequence[str] | None = None) -> tuple[str, ...]:
     """Let go the security alerts of a device, all or some kinds; gives the kinds that stood.
 
-    A regress of the audit log is let go together with the heads before it: the log that the device has now counts.
+    A regress of the audit log is let go together with the heads before it: the log that the device has now counts, and
+    so does the next birth and report, whatever its boot counter (see `order_was_let_go`). With a new life the lives
+    before it are forgotten.
     """
     rows = db.execute("SELECT kind FROM device_alert WHERE device = ? AND latched = 1 ORDER BY kind", (device,))
     stood = tuple(kind for (kind,) in rows if kinds is None or kind in kinds)
@@ -129,7 +137,39 @@ def acknowledge(db: Connection, device: str, kinds: Sequence[str] | None = None)
         )
         if kind == "audit_regress":
             db.execute("DELETE FROM audit_head WHERE device = ?", (device,))
+            db.executemany("INSERT OR IGNORE INTO order_let_go VALUES (?, ?)", ((device, p) for p in _PARTS))
+        elif kind == "new_life":
+            db.execute(
+                "DELETE FROM audit_head WHERE device = ?1 AND life <> (SELECT life FROM audit_head WHERE device = ?1 "
+                "ORDER BY reported DESC, received_s DESC LIMIT 1)",
+                (device,),
+            )
     return stood
+
+
+def order_was_let_go(db: Connection, device: str, part: Literal["state", "reported"], *, taken: bool) -> bool:
+    """Whether an operator let the order of messages go and none was taken since; ``taken`` ends it."""
+    where = "FROM order_let_go WHERE device = ? AND part = ?"
+    if taken:
+        return bool(db.execute(f"DELETE {where}", (device, part)).rowcount)
+    return db.execute(f"SELECT 1 {where}", (device, part)).fetchone() is not None
+
+
+def was_put_back(db: Connection, known: Reported, news: Reported) -> bool:
+    """Whether a report with a lower boot comes from a data folder that was put back to an earlier state.
+
+    A report that is merely late repeats what was reported before. One of a restored folder is newer by the device's
+    clock, and its audit log was never told of and contradicts what was: `note_report` holds that against it.
+    """
+    if known.life != news.life or news.boot >= known.boot or news.at_s <= known.at_s:
+        return False
+    if news.audit_seq is None or news.audit_hash is None:
+        return False
+    told = _told(db, news, known)
+    if told.get(news.audit_seq) == news.audit_hash:
+        return False
+    heads = {**_heads(db, news.device, news.life), **told}
+    return audit_conflict(heads, news.audit_seq, news.audit_hash) is not None or news.audit_seq < max(told, default=0)
 
 
 def note_report(db: Connection, known: Reported | None, news: Reported, now_s: float) -> None:
@@ -148,12 +188,11 @@ def note_report(db: Connection, known: Reported | None, news: Reported, now_s: f
         )  # fmt: skip
     if news.audit_seq is None or news.audit_hash is None:
         return
-    heads = _heads(db, news.device, news.life)
+    told = _told(db, news, known)
+    heads = {**_heads(db, news.device, news.life), **told}
     conflict = audit_conflict(heads, news.audit_seq, news.audit_hash)
-    (newest,) = db.execute(
-        "SELECT max(seq) FROM audit_head WHERE device = ? AND life = ? AND reported = 1", (news.device, news.life)
-    ).fetchone()
-    if conflict is None and newest is not None and news.audit_seq < newest:
+    newest = max(told, default=0)
+    if conflict is None and news.audit_seq < newest:
         conflict = f"the log ends at entry {news.audit_seq}, entry {newest} {heads[newest][:12]} was told before"
     if conflict is not None:
         latch(db, news.device, "audit_regress", f"audit log: {conflict}", now_s)
@@ -183,23 +222,52 @@ def _heads(db: Connection, device: str, life: str) -> dict[int, str]:
     return dict(db.execute("SELECT seq, hash FROM audit_head WHERE device = ? AND life = ?", (device, life)).fetchall())
 
 
+def _told(db: Connection, news: Reported, known: Reported | None) -> dict[int, str]:
+    """Heads of the life of ``news`` that came with reports, the last one included."""
+    rows = db.execute(
+        "SELECT seq, hash FROM audit_head WHERE device = ? AND life = ? AND reported = 1", (news.device, news.life)
+    )
+    told: dict[int, str] = dict(rows.fetchall())
+    if known is not None and known.life == news.life and known.audit_seq is not None and known.audit_hash is not None:
+        told[known.audit_seq] = known.audit_hash
+    return told
+
+
 def _keep(db: Connection, device: str, life: str, head: Head, now_s: float, *, reported: bool) -> None:
+    if not _has_place(db, device, life, reported=reported):
+        latch(
+            db, device, "audit_regress",
+            f"the device speaks of more than {KEPT_LIVES} lives; life {life[:8]}, entry {head.seq}, is not kept", now_s,
+        )  # fmt: skip
+        return
     db.execute(
         "INSERT INTO audit_head VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (device, life, seq) DO UPDATE SET "
         "received_s = excluded.received_s, reported = max(reported, excluded.reported)",
         (device, life, head.seq, head.hash, now_s, reported),
     )
-    db.execute(
-        "DELETE FROM audit_head WHERE device = ? AND life = ? AND seq <= (SELECT seq FROM audit_head WHERE device = ? "
-        "AND life = ? ORDER BY seq DESC LIMIT 1 OFFSET ?)",
-        (device, life, device, life, KEPT_HEADS),
-    )
-    lives: Iterable[Any] = db.execute(
-        "SELECT life FROM audit_head WHERE device = ? GROUP BY life ORDER BY max(received_s) DESC LIMIT -1 OFFSET ?",
-        (device, KEPT_LIVES),
+    order = "seq" if reported else "received_s"
+    old = db.execute(
+        "SELECT seq FROM audit_head WHERE device = ? AND life = ? AND reported = ? "  # noqa: S608 - the words above
+        f"ORDER BY {order} DESC LIMIT -1 OFFSET ?",
+        (device, life, reported, KEPT_HEADS),
     ).fetchall()
-    for (old,) in lives:
-        db.execute("DELETE FROM audit_head WHERE device = ? AND life = ?", (device, old))
+    db.executemany(
+        "DELETE FROM audit_head WHERE device = ? AND life = ? AND seq = ?", [(device, life, seq) for (seq,) in old]
+    )
+
+
+def _has_place(db: Connection, device: str, life: str, *, reported: bool) -> bool:
+    """Whether a life is known, or one more may be; a reported one takes the place of one that only events name."""
+    lives = db.execute(
+        "SELECT life, max(reported) FROM audit_head WHERE device = ? GROUP BY life ORDER BY max(received_s)", (device,)
+    ).fetchall()
+    if len(lives) < KEPT_LIVES or any(life == known for known, _ in lives):
+        return True
+    claimed = next((known for known, was_reported in lives if not was_reported), None)
+    if claimed is None or not reported:
+        return False
+    db.execute("DELETE FROM audit_head WHERE device = ? AND life = ?", (device, claimed))
+    return True
 
 
 def _is_hash(value: object) -> bool:

@@ -30,8 +30,9 @@ class Presence:
 
     def __init__(self, transport: Transport, topics: Topics, clock: Callable[[], float]) -> None:
         self._transport, self._topic, self._clock = transport, topics.controller(), clock
-        self._here = True
-        transport.on_connection(lambda connected: self._say(online=True) if connected else None)
+        self._here = self._stores = True
+        transport.on_connection(lambda connected: self._say(online=self._reads) if connected else None)
+        transport.on_storing(self._storing)
         transport.subscribe(self._topic, self._heard)
 
     def leave(self) -> None:
@@ -39,9 +40,18 @@ class Presence:
         self._here = False
         self._say(online=False)
 
+    @property
+    def _reads(self) -> bool:
+        return self._here and self._stores
+
+    def _storing(self, stores: bool) -> None:
+        """A controller that cannot store is as good as away: devices then keep what they have to say."""
+        self._stores = stores
+        self._say(online=self._reads)
+
     def _heard(self, message: Message) -> None:
         with contextlib.suppress(InputError):
-            if self._here and not ControllerState.from_bytes(message.payload, where=message.topic).online:
+            if self._reads and not ControllerState.from_bytes(message.payload, where=message.topic).online:
                 self._say(online=True)
 
     def _say(self, *, online: bool) -> None:

@@ -32,6 +32,7 @@ KEPT_WINDOWS = 30
 KEPT_NAMES = 256
 KEEP_TELEMETRY_S = 30 * 86_400.0
 MAX_CAPTURES = 50_000
+MAX_CAPTURE_BYTES = 2 * 1024**3
 MAX_EVENTS = 10_000
 
 _SCHEMA = """
@@ -76,7 +77,9 @@ class StoredEvent:
 def accepts_state(known: DeviceState | None, news: DeviceState) -> bool:
     """Whether a birth or will is news: a will of an earlier boot, or of an earlier connection of this one, is not.
 
-    A data folder that was made anew (another ``life``) counts its boots from the beginning, and is news.
+    A data folder that was made anew (another ``life``) counts its boots from the beginning, and is news. So is a birth
+    of a lower boot that is later by the device's clock: the folder was put back to an earlier state. A will never
+    is: it may come late.
 
     >>> birth = DeviceState(device="cam-1", online=True, boot=2)
     >>> accepts_state(birth, DeviceState(device="cam-1", online=False, boot=1))
@@ -84,9 +87,12 @@ def accepts_state(known: DeviceState | None, news: DeviceState) -> bool:
     """
     if known is None or _is_another_life(known, news) or news.boot > known.boot:
         return True
-    if news.boot < known.boot or news == known:
+    if news == known:
         return False
-    late = news.at_s is not None and known.at_s is not None and news.at_s < known.at_s
+    timed = news.at_s is not None and known.at_s is not None
+    if news.boot < known.boot:
+        return news.online and timed and (news.at_s or 0.0) > (known.at_s or 0.0)
+    late = timed and (news.at_s or 0.0) < (known.at_s or 0.0)
     return not (late and not news.online)
 
 
@@ -110,6 +116,9 @@ class FleetStore:
         limits: Where the alert lines of `devices` are.
         keep_telemetry_s: Telemetry that arrived earlier is removed as new telemetry comes in.
         is_erased: Whether a capture of a device at a moment must not be kept.
+        key_of: Ed25519 public key (hex) of an enrolled device, None for one that is not: captures are then checked as
+            they come. Without it, `open_capture` checks them later.
+        max_capture_bytes: Most that the captures of one device may take.
 
     Raises:
         StorageError: The disk refuses, the file is damaged, or of another schema version.
@@ -123,8 +132,12 @@ class FleetStore:
         limits: AlertLimits | None = None,
         keep_telemetry_s: float = KEEP_TELEMETRY_S,
         is_erased: Callable[[str, float], bool] = lambda device, at_s: False,
+        key_of: Callable[[str], str | None] | None = None,
+        max_capture_bytes: int = MAX_CAPTURE_BYTES,
     ) -> None:
+        self._max_capture_bytes = max_capture_bytes
         self._is_erased = is_erased
+        self._key_of = key_of
         self._clock = clock
         self._limits = limits or AlertLimits()
         self._keep_telemetry_s = keep_telemetry_s
@@ -168,8 +181,13 @@ class FleetStore:
         """
         with self._file.write() as db:
             known = load_row(Reported, self._cell(db, reported.device, "reported"), reported.device)
-            if not accepts_reported(known, reported):
+            if not (
+                accepts_reported(known, reported)
+                or (known is not None and ledger.was_put_back(db, known, reported))
+                or (known != reported and ledger.order_was_let_go(db, reported.device, "reported", taken=False))
+            ):
                 return False
+            ledger.order_was_let_go(db, reported.device, "reported", taken=True)
             ledger.note_report(db, known, reported, self._clock())
             self._put(db, reported.device, "reported", reported.to_bytes())
         return True
@@ -178,8 +196,12 @@ class FleetStore:
         """Keep a birth or will; False for a late one (see `accepts_state`)."""
         with self._file.write() as db:
             known = load_row(DeviceState, self._cell(db, state.device, "state"), state.device)
-            if not accepts_state(known, state):
+            let_go = state.online and known != state
+            if not accepts_state(known, state) and not (
+                let_go and ledger.order_was_let_go(db, state.device, "state", taken=False)
+            ):
                 return False
+            ledger.order_was_let_go(db, state.device, "state", taken=True)
             self._put(db, state.device, "state", state.to_bytes(), heard=state.online)
         return True
 
@@ -204,18 +226,23 @@ class FleetStore:
         Args:
             device: Whose topic it came on.
             payload: As `CaptureStore.upload` made it.
-            device_public_hex: Check the signature now; without it, `open_capture` does later.
+            device_public_hex: Check the signature with this key, rather than with what ``key_of`` says.
 
         Raises:
-            TrustError: Not a captured frame, of another device, not signed by it, or its sequence was used before.
+            TrustError: Not a captured frame, of another or an unknown device, not signed by it, or its sequence was
+                used before.
             InputError: The device has too many, or an erasure covers the frame.
         """
+        if device_public_hex is None and self._key_of is not None:
+            device_public_hex = self._key_of(device)
+            if device_public_hex is None:
+                raise TrustError(f"a capture of {device}: no such device is enrolled")
         header = read_header(payload) if device_public_hex is None else verify_capture(payload, device_public_hex)
         if header.device != device:
             raise TrustError(f"capture {header.sequence}: sent by {device} in the name of {header.device}")
-        if self._is_erased(device, header.at_s):
-            raise InputError(f"capture {header.sequence} of {device}: an erasure covers it, it is not kept")
         with self._file.write() as db:
+            if self._is_erased(device, header.at_s):  # asked here, or an erasure could pass between answer and insert
+                raise InputError(f"capture {header.sequence} of {device}: an erasure covers it, it is not kept")
             known = db.execute(
                 "SELECT payload FROM capture WHERE device = ? AND sequence = ?", (device, header.sequence)
             ).fetchone()
@@ -223,20 +250,38 @@ class FleetStore:
                 if same_bytes(known[0], payload):
                     return False
                 raise TrustError(f"capture {header.sequence} of {device}: this sequence holds another frame already")
-            (count,) = db.execute("SELECT count(*) FROM capture WHERE device = ?", (device,)).fetchone()
-            if count >= MAX_CAPTURES:
-                raise InputError(f"{device}: {count} captured frames are held, at most {MAX_CAPTURES} are kept")
+            count, held_bytes = db.execute(
+                "SELECT count(*), total(length(payload)) FROM capture WHERE device = ?", (device,)
+            ).fetchone()
+            if count >= MAX_CAPTURES or held_bytes + len(payload) > self._max_capture_bytes:
+                raise InputError(
+                    f"{device}: {count} captured frames of {held_bytes:.0f} bytes are held, at most {MAX_CAPTURES} "
+                    f"frames and {self._max_capture_bytes} bytes are kept"
+                )
             db.execute("INSERT INTO capture VALUES (?, ?, ?, ?)", (device, header.sequence, self._clock(), payload))
         return True
 
-    def erase_captures(self, erasure: Erasure) -> list[tuple[str, int]]:
-        """Remove every captured frame that ``erasure`` covers; device and sequence of each, in order."""
-        gone = [
-            (stored.device, stored.sequence)
-            for stored in self.captures(erasure.device)
-            if erasure.covers(stored.device, read_header(stored.payload).at_s)
-        ]
-        with self._file.write() as db:
+    def erase_captures(
+        self, erasure: Erasure, note: Callable[[Sequence[tuple[str, int]]], None] = lambda gone: None
+    ) -> list[tuple[str, int]]:
+        """Remove every captured frame that ``erasure`` covers, and overwrite it in the file and in its log.
+
+        Args:
+            erasure: What is to go.
+            note: Told what will be removed, before it is; when it raises, nothing is removed.
+
+        Returns:
+            Device and sequence of each, in order.
+        """
+        where, values = ("WHERE device = ?", (erasure.device,)) if erasure.device is not None else ("", ())
+        query = f"SELECT device, sequence, payload FROM capture {where} ORDER BY device, sequence"  # noqa: S608
+        with self._file.rewrite() as db:
+            gone = [
+                (device, sequence)
+                for device, sequence, payload in db.execute(query, values)
+                if erasure.covers(device, read_header(payload).at_s)
+            ]
+            note(gone)
             db.executemany("DELETE FROM capture WHERE device = ? AND sequence = ?", gone)
         return gone
 
@@ -298,7 +343,7 @@ class FleetStore:
 
     def forget(self, device: str) -> None:
         """Remove everything of a device: it was revoked or enrolled anew, or its owner asks for erasure."""
-        with self._file.write() as db:
+        with self._file.rewrite() as db:
             for table in ("telemetry", "device", "capture", "event", *ledger.TABLES):
                 db.execute(f"DELETE FROM {table} WHERE device = ?", (device,))  # noqa: S608 - the names above
 

@@ -1,4 +1,4 @@
-"""Inference for asyncio: one thread, a bounded number of frames in it, and cancellation that loses nothing."""
+"""Inference for asyncio: one thread that answers one frame after another, and cancellation that loses nothing."""
 
 from __future__ import annotations
 
@@ -6,97 +6,101 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from kasmina_edge.errors import EngineError
 
-PENDING = 8
 T = TypeVar("T")
+
+
+class _Asked:
+    """One call that waits for its turn, and the loop that waits for it."""
+
+    __slots__ = ("answer", "call", "loop", "x")
+
+    def __init__(self, call: Callable[[Any], Any], x: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self.call, self.x, self.loop = call, x, loop
+        self.answer: Future[Any] = Future()
+
+    def begins(self) -> bool:
+        """Whether somebody still waits for it; from here on it cannot be cancelled."""
+        return not self.loop.is_closed() and self.answer.set_running_or_notify_cancel()
+
+    def fail(self, exc: BaseException) -> None:
+        if not self.loop.is_closed():
+            self.answer.set_exception(exc)
 
 
 class AsyncLane:
     """Runs calls one after another on a thread, for tasks of any number of event loops.
 
-    At most ``pending`` calls are with the thread; who comes then waits for its turn, in order, without blocking its
-    loop. A task that is cancelled gives its place back: a call that has not begun never runs, one that runs is finished
-    and its answer is dropped.
-
-    Args:
-        pending: Calls that the thread holds at most, the running one included.
+    One call is with the thread; who comes then waits for its turn, in order, without blocking its loop. A task that is
+    cancelled leaves the queue: a call that has not begun never runs, one that runs is finished and its answer is
+    dropped. The same goes for the calls of a loop that was closed.
     """
 
-    def __init__(self, pending: int = PENDING) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="kasmina-async")
-        self._lock = threading.Lock()
-        self._free = pending
-        self._waiting: deque[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = deque()
+    def __init__(self) -> None:
+        self._turn = threading.Condition()
+        self._waiting: deque[_Asked] = deque()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="kasmina-async", daemon=True)
+        self._thread.start()
 
     async def run(self, call: Callable[[Any], T], x: Any) -> T:
         """``call(x)`` on the thread.
 
         Raises:
-            EngineError: The runtime was closed.
+            EngineError: The runtime was closed before its turn came.
             Exception: What ``call`` raises.
         """
-        await self._enter()
-        given_up = threading.Event()
-
-        def work() -> T:
-            try:
-                if given_up.is_set():
-                    raise asyncio.CancelledError
-                return call(x)
-            finally:
-                self._leave()
-
+        asked = _Asked(call, x, asyncio.get_running_loop())
+        with self._turn:
+            if self._closed:
+                raise _closed()
+            self._waiting.append(asked)
+            self._turn.notify()
         try:
-            running = asyncio.wrap_future(self._thread.submit(work))
-        except RuntimeError as exc:
-            self._leave()
-            raise EngineError("the runtime is closed", "Open it again.") from exc
-        try:
-            return await asyncio.shield(running)
+            found: T = await asyncio.wrap_future(asked.answer)
         except asyncio.CancelledError:
-            given_up.set()
+            with self._turn, suppress(ValueError):  # its turn may have come
+                self._waiting.remove(asked)
             raise
+        return found
 
     def close(self) -> None:
-        """Let the calls that are with the thread end, and end it."""
-        self._thread.shutdown(wait=True)
+        """Let the call that runs end, wake all that wait with an `EngineError`, and end the thread."""
+        with self._turn:
+            self._closed = True
+            left = list(self._waiting)
+            self._waiting.clear()
+            self._turn.notify()
+        for asked in left:
+            if asked.begins():
+                asked.fail(_closed())
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
 
-    async def _enter(self) -> None:
-        loop = asyncio.get_running_loop()
-        with self._lock:
-            if self._free > 0:
-                self._free -= 1
-                return
-            turn: asyncio.Future[None] = loop.create_future()
-            self._waiting.append((loop, turn))
-        try:
-            await turn
-        except asyncio.CancelledError:
-            with self._lock:
-                if (loop, turn) in self._waiting:
-                    self._waiting.remove((loop, turn))
-            if not turn.cancelled():  # the place was given, and this task was cancelled before it could take it
-                self._leave()
-            raise
-
-    def _leave(self) -> None:
-        """Hand the place to who waits longest, or keep it free."""
-        with self._lock:
-            while self._waiting:
-                loop, turn = self._waiting.popleft()
+    def _work(self) -> None:
+        while True:
+            with self._turn:
+                while not self._waiting and not self._closed:
+                    self._turn.wait()
+                if not self._waiting:
+                    return
+                asked = self._waiting.popleft()
+            if asked.begins():
                 try:
-                    loop.call_soon_threadsafe(self._give, turn)
-                except RuntimeError:  # that loop is closed, nobody waits there
-                    continue
-                return
-            self._free += 1
+                    found = asked.call(asked.x)
+                except BaseException as exc:  # as the caller would have met it
+                    asked.fail(exc)
+                else:
+                    if not asked.loop.is_closed():
+                        asked.answer.set_result(found)
+                    del found
+            del asked  # an idle thread keeps nobody's frame
 
-    def _give(self, turn: asyncio.Future[None]) -> None:
-        if turn.done():  # cancelled meanwhile
-            self._leave()
-        else:
-            turn.set_result(None)
+
+def _closed() -> EngineError:
+    return EngineError("the runtime is closed", "Open it again.")

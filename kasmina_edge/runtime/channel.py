@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
 from typing import Any
 
-from kasmina_edge.errors import EngineError
+import numpy as np
+
+from kasmina_edge.errors import EngineError, InputError
 from kasmina_edge.runtime.asynchronous import AsyncLane
 from kasmina_edge.runtime.recorder import Recorder
 from kasmina_edge.runtime.result import Array, Result
@@ -29,6 +34,7 @@ class Channel:
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
         self._closed = False
+        self._ending: threading.Thread | None = None
         self._record(None, None)
 
     def infer(self, x: Any) -> Result:
@@ -47,15 +53,21 @@ class Channel:
         while True:
             serving = self._serving
             with serving.guard:  # acquire and try would be faster, and an interrupt between the two would keep the lock
+                if not serving.busy:
+                    serving.busy = True
+                    try:
+                        result = serving.answer(x)
+                        if result.ended_ns < self._attend_at:
+                            put = self._put
+                            put(result.latency_ns)
+                            put(result.raws[0])
+                        else:
+                            self._attend(result, x)
+                        return result
+                    finally:
+                        serving.busy = False
                 if not serving.retired:
-                    result = serving.answer(x)
-                    if result.ended_ns < self._attend_at:
-                        put = self._put
-                        put(result.latency_ns)
-                        put(result.raw_outputs[0])
-                    else:
-                        self._attend(result, x)
-                    return result
+                    raise serving.in_the_middle()
             self._refuse_if_closed(serving)
 
     def infer_batch(self, xs: Sequence[Any] | Array) -> list[Result]:
@@ -67,32 +79,40 @@ class Channel:
         frame, those with state in the order of ``xs``. Threads that infer meanwhile wait for the whole batch.
 
         Args:
-            xs: Frames, each as for `infer`; may be an array with one more axis in front.
+            xs: Frames, each as for `infer`; may be an array with one more axis in front, or anything to iterate over.
 
         Raises:
-            InputError: A frame that `infer` would refuse (the message says which); nothing was inferred.
+            InputError: Not several frames, or a frame that `infer` would refuse (the message says which); nothing was
+                inferred.
             EngineError: As `infer`.
         """
+        frames = _frames_of(xs)
         while True:
             serving = self._serving
-            checked = serving.check_many(xs)
+            checked = serving.check_many(frames)
             serving.prepare_batches(len(checked))
             with serving.guard:
+                if not serving.busy:
+                    serving.busy = True
+                    try:
+                        answers = serving.answer_many(checked)
+                        for x, result in zip(frames, answers, strict=True):
+                            if result.ended_ns < self._attend_at:
+                                self._put(result.latency_ns)
+                                self._put(result.raws[0])
+                            else:
+                                self._attend(result, x)
+                        return answers
+                    finally:
+                        serving.busy = False
                 if not serving.retired:
-                    answers = serving.answer_many(checked)
-                    for x, result in zip(xs, answers, strict=True):
-                        if result.ended_ns < self._attend_at:
-                            self._put(result.latency_ns)
-                            self._put(result.raw_outputs[0])
-                        else:
-                            self._attend(result, x)
-                    return answers
+                    raise serving.in_the_middle()
             self._refuse_if_closed(serving)
 
     async def infer_async(self, x: Any) -> Result:
         """`infer` for asyncio: the event loop goes on while a thread of the runtime answers.
 
-        At most 8 frames are with that thread; further callers wait for their turn in order. A task that is cancelled
+        One frame is with that thread; further callers wait for their turn in order. A task that is cancelled
         before its frame's turn has no effect; after that its answer is dropped (and telemetry counts the frame). Do not
         change ``x`` before this returns.
 
@@ -113,6 +133,40 @@ class Channel:
             if serving.reset():
                 return
             self._refuse_if_closed(serving)
+
+    def close(self) -> None:
+        """End it and free what it holds; calling it twice is harmless.
+
+        Waits for the inference that is running. Called in the middle of an inference of the same thread (in a signal
+        handler, or by who takes telemetry) it returns at once: the call that was interrupted is answered, later ones
+        are an `EngineError`, and a thread frees the engine and writes out telemetry. `close` once more waits for that.
+        """
+        inside = self._inside(sys._getframe(1))
+        if not self._closed:
+            self._closed = True
+            if not inside:
+                self._end()
+                return
+            self._ending = threading.Thread(target=self._end, name="kasmina-close")
+            self._ending.start()
+        elif self._ending is not None and not inside:
+            self._ending.join()
+
+    def _end(self) -> None:
+        raise NotImplementedError
+
+    def _parts(self) -> list[object]:
+        """Everything whose methods may hold a lock that closing needs."""
+        raise NotImplementedError
+
+    def _inside(self, frame: FrameType | None) -> bool:
+        """Whether a call of one of the parts is among ``frame`` and its callers: it was interrupted there."""
+        parts = {id(part) for part in self._parts()}
+        while frame is not None:
+            if id(frame.f_locals.get("self")) in parts and frame.f_code.co_name != "__exit__":
+                return True
+            frame = frame.f_back
+        return False
 
     def _lane(self) -> AsyncLane:
         raise NotImplementedError
@@ -150,6 +204,8 @@ class Channel:
             if not serving.guard.acquire(blocking=wait):
                 return
             try:
+                if serving.busy and not serving.retired:  # this very thread is answering
+                    return
                 if serving is self._serving:
                     self._hand_in()
                     return
@@ -171,9 +227,11 @@ class Stream(Channel):
 
     _what = "stream"
 
-    def __init__(self, serving: Serving, *, owned: bool, lane: Callable[[], AsyncLane]) -> None:
+    def __init__(
+        self, serving: Serving, *, owned: bool, lane: Callable[[], AsyncLane], parts: Callable[[], list[object]]
+    ) -> None:
         super().__init__(serving)
-        self._owned, self._runtimes_lane = owned, lane
+        self._owned, self._runtimes_lane, self._runtimes_parts = owned, lane, parts
         self._on_close: Callable[[Stream], None] | None = None
 
     def infer(self, x: Any) -> Result:
@@ -191,11 +249,8 @@ class Stream(Channel):
         self._refuse_if_closed(self._serving)
         super().reset()
 
-    def close(self) -> None:
-        """Let go of the state; calling it twice is harmless."""
-        if self._closed:
-            return
-        self._closed = True
+    def _end(self) -> None:
+        """Let go of the state."""
         if self._on_close is not None:
             self._on_close(self)
         if self._owned:
@@ -210,3 +265,24 @@ class Stream(Channel):
 
     def _lane(self) -> AsyncLane:
         return self._runtimes_lane()
+
+    def _parts(self) -> list[object]:
+        return [self, *self._runtimes_parts()]
+
+
+def _frames_of(xs: Any) -> Sequence[Any] | Array:
+    """What can be gone through more than once.
+
+    Raises:
+        InputError: Not several of anything.
+    """
+    if isinstance(xs, Mapping) or (isinstance(xs, np.ndarray) and not xs.ndim):
+        raise InputError("a batch is expected, got one frame", "Pass a list of frames; `infer` takes a single one.")
+    if isinstance(xs, list | tuple | np.ndarray):
+        return xs
+    try:
+        return list(xs)
+    except MemoryError:
+        raise
+    except Exception as exc:  # whatever the object's own iteration raises
+        raise InputError(f"a batch of frames is expected, got {type(xs).__name__} ({exc})") from exc

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from kasmina_edge.errors import BundleError, KasminaError, LockedError
+from kasmina_edge.contracts.manifest import BundleManifest, ModelIO
+from kasmina_edge.errors import BundleError, KasminaError, LockedError, StorageError
 from kasmina_edge.runtime.serving import Loading, Serving
 from kasmina_edge.slots import RECORD_FILES, BootRecord, SlotStore
 
@@ -16,6 +19,8 @@ log = logging.getLogger(__name__)
 
 IDLE_LOOK_S = 0.25
 LOCK_WAIT_S = 2.0
+RETRY_S = 1.0
+MOST_RETRY_S = 60.0
 _ATTEMPTS = 5
 Signature = tuple[tuple[int, int] | None, ...]
 
@@ -67,6 +72,7 @@ class Follower:
         current: What is served now.
         hand_over: Takes a loaded bundle (a swap), or the present one with another ``trial`` flag.
         seen: Signature of the records that ``current`` was chosen by.
+        timer: Monotonic seconds, for the time between two tries.
     """
 
     def __init__(
@@ -78,11 +84,13 @@ class Follower:
         current: Callable[[], Serving],
         hand_over: Callable[[Serving, bool], None],
         seen: Signature,
+        timer: Callable[[], float] = time.monotonic,
     ) -> None:
         self._paths = [str(data_folder / name) for name in RECORD_FILES]
         self._store, self._how = store, how
         self._current, self._hand_over = current, hand_over
-        self._seen = seen
+        self._seen, self._timer = seen, timer
+        self._retry_at_s, self._retry_s = math.inf, RETRY_S
         self._following = threading.Lock()
         self._wake = threading.Event()
         self._closing = False
@@ -103,16 +111,25 @@ class Follower:
         if signature(self._paths) != self._seen:
             self._wake.set()
 
-    def follow(self) -> None:
+    def follow(self, *, now: bool = False) -> None:
         """Serve what the record says now; returns when that is done or has failed (see ``last_error``).
 
-        A bundle that does not load leaves the present one in service, and is not tried again before the record changes.
-        A slot that is being replaced is tried again at the next look.
+        A bundle that does not load leaves the present one in service. Where the reason may pass (the disk, memory, file
+        descriptors) it is tried again after `RETRY_S`, then ever later up to `MOST_RETRY_S`; a bundle that is damaged,
+        does not fit the app or this machine, when the record changes; a slot that is being replaced, at the next look.
+
+        Args:
+            now: Try what failed before once more, due or not.
         """
         with self._following:
-            now = signature(self._paths)
-            if now == self._seen:
+            found = signature(self._paths)
+            changed = found != self._seen
+            again = self.last_error is not None if now else self._timer() >= self._retry_at_s
+            if self._closing or not (changed or again):
                 return
+            if changed:
+                self._retry_s = RETRY_S
+            self._retry_at_s = math.inf
             try:
                 self._follow()
             except LockedError as exc:
@@ -121,12 +138,19 @@ class Follower:
             except KasminaError as exc:
                 self.last_error = exc
                 log.warning("the present bundle stays in service: %s", exc.message)
+                if _may_pass(exc):
+                    self._try_later()
             except Exception as exc:  # a fault of ours must not end the thread: the app would never follow again
                 self.last_error = BundleError(f"{self._store.folder('a').parent}: swap failed ({exc!r})")
                 log.exception("the present bundle stays in service")
+                self._try_later()
             else:
                 self.last_error = None
-            self._seen = now
+            self._seen = found
+
+    def _try_later(self) -> None:
+        self._retry_at_s = self._timer() + self._retry_s
+        self._retry_s = min(2.0 * self._retry_s, MOST_RETRY_S)
 
     def close(self) -> None:
         """Stop watching; waits for a load that is going on."""
@@ -144,6 +168,7 @@ class Follower:
             return
         serving, _ = open_serving(self._store, self._how)
         try:
+            require_fit(current.manifest, serving.manifest)
             self._hand_over(serving, serving.trial)
         except BaseException:  # it never came into service
             serving.retire()
@@ -155,6 +180,41 @@ class Follower:
             self._wake.clear()
             if not self._closing:
                 self.follow()
+
+
+def _may_pass(exc: BaseException) -> bool:
+    """Whether the same bundle may load later: the disk, memory or descriptors failed, here or in what caused it."""
+    cause: BaseException | None = exc
+    while cause is not None:
+        if isinstance(cause, StorageError | MemoryError):
+            return True
+        if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def require_fit(present: BundleManifest, offered: BundleManifest) -> None:
+    """Refuse to follow to a bundle that the app which opened ``present`` could not feed or read.
+
+    Raises:
+        BundleError: Another name, or other inputs, outputs (labels aside) or head.
+    """
+    for what, ours, theirs in (
+        ("name", present.name, offered.name),
+        ("head", present.head, offered.head),
+        ("inputs", _layout(present.inputs), _layout(offered.inputs)),
+        ("outputs", _layout(present.outputs), _layout(offered.outputs)),
+    ):
+        if ours != theirs:
+            raise BundleError(
+                f"{offered.id}: its {what} is {theirs}, this app opened {present.id} with {ours}",
+                "Open the data folder again to serve it; until then the present bundle stays in service.",
+            )
+
+
+def _layout(sides: Sequence[ModelIO]) -> list[tuple[str, tuple[int, ...], str]]:
+    return [(side.name, tuple(side.shape), side.dtype) for side in sides]
 
 
 def signature(paths: list[str]) -> Signature:

@@ -8,6 +8,7 @@ garbage collector go through the whole heap of the app every other second.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -35,6 +36,10 @@ STREAM = "stats"
 QUEUE_EVENTS = 16_384
 WAKE_EVENTS = 2_048
 TICK_S = 0.1
+QUEUE_OTHERS = 1_024
+"""Most check frames, switches, accelerator events and flushes that wait."""
+CLOCK_STEP_S = 0.001
+"""Below that, two readings of the clocks differ by the time between them: no frame comes before its window began."""
 CLOSE_WAIT_S = 5.0
 OUTBOX_RETRY_S = 30.0
 HELD_FRAMES = 32
@@ -113,7 +118,8 @@ class Recorder:
     """Collects for one runtime.
 
     Everything goes through one queue in order, so that a frame is counted for the bundle that answered it. The queue is
-    bounded: frames that do not fit are left out of the statistics, and counted as dropped records.
+    bounded: frames and events that do not fit are left out of the statistics, and counted as dropped records. Where
+    switches come faster than they are taken in, the last one counts, and what comes before it is left out.
 
     Args:
         serving: What answers at first.
@@ -150,11 +156,14 @@ class Recorder:
         picks: Picks | None = None,
         collect: Callable[[], None] = lambda: None,
     ) -> None:
-        self._clock, self._timer_ns, self._capacity = clock, timer_ns, capacity
+        self._wall, self._timer_ns, self._capacity = clock, timer_ns, capacity
+        self._wall_ahead_s = 0.0  # of the timer
         self._queue: deque[_Run | _Look | _Other] = deque()
         self._taken = self._done = 0  # frames in runs: put into the queue, and taken out of it
         self._held: deque[None] = deque()  # one entry a frame that waits to be looked at: appends and pops are atomic
-        self._taking = threading.Lock()
+        self._taking = threading.RLock()  # a signal handler may count a check frame while it is held
+        self._others = 0
+        self._missed: _Switch | None = None  # left out together with all that comes after it
         self._look_at_ns = self._look_every_ns = 0
         self._wake = threading.Event()
         self._closing = False
@@ -183,7 +192,7 @@ class Recorder:
             release=manifest.release,
             slot=serving.slot,
             trial=serving.trial,
-            source=f"app-{os.getpid()}-{int(clock() * 1000)}",
+            source=f"app-{os.getpid()}-{int(self._clock() * 1000)}",
             boot=boot,
             domains=manifest.domains,
             labels=serving.labels,
@@ -209,7 +218,7 @@ class Recorder:
         frames = len(answered) // 2
         raws = answered[1::2] if serving.classifies else None
         with self._taking:
-            if self._waiting() + frames > self._capacity:
+            if self._missed is not None or self._waiting() + frames > self._capacity:
                 self._left_out += frames
                 return
             self._taken += frames
@@ -224,25 +233,34 @@ class Recorder:
             result: What was answered.
             x: The frame as the app gave it; it is copied.
         """
-        if len(self._held) >= HELD_FRAMES or result.ended_ns < self._look_at_ns:
-            self.take(result.serving, [result.latency_ns, result.raw], result.ended_ns)
+        copy = None
+        if self._missed is None and len(self._held) < HELD_FRAMES and result.ended_ns >= self._look_at_ns:
+            with suppress(Exception):  # an object whose own conversion works but once: it was answered
+                copy = {k: np.array(v) for k, v in x.items()} if isinstance(x, Mapping) else np.array(x)
+        if copy is None:
+            self.take(result.serving, [result.latency_ns, result.raws[0]], result.ended_ns)
             return
         self._look_at_ns = result.ended_ns + self._look_every_ns
         self._held.append(None)
-        copy = {k: np.array(v) for k, v in x.items()} if isinstance(x, Mapping) else np.array(x)
         self._queue.append(_Look(result, copy))
 
     def check(self, correct: bool) -> None:
-        """Count one check frame."""
-        self._queue.append(_Check(self._clock(), correct))
+        """Count one check frame; never blocks."""
+        self._put_other(_Check(self._clock(), correct))
 
     def switch(self, serving: Serving, *, trial: bool) -> None:
         """Count for another bundle, or for the same one in another role, from here on; never blocks."""
-        self._queue.append(_Switch(self._clock(), serving, trial))
+        event = _Switch(self._clock(), serving, trial)
+        with self._taking:
+            if self._missed is not None or self._others >= QUEUE_OTHERS:
+                self._missed = event
+                self._left_out += 1
+                return
+        self._put_other(event)
 
     def accelerator(self, runs_on: str, kind: str, cause: str) -> None:
         """Count an event of the accelerator; never blocks. Arguments as of `Collector.accelerator`."""
-        self._queue.append(_Accelerator(self._clock(), runs_on, kind, cause))
+        self._put_other(_Accelerator(self._clock(), runs_on, kind, cause))
 
     def listen(self, serving: Serving) -> None:
         """Have the events of an accelerator's supervisor counted, where there is one."""
@@ -253,7 +271,8 @@ class Recorder:
     def flush(self, wait_s: float = CLOSE_WAIT_S) -> bool:
         """Finish the window and hand over its record; whether that was done within ``wait_s`` seconds."""
         barrier = _Barrier(self._clock(), threading.Event())
-        self._queue.append(barrier)
+        if not self._put_other(barrier):
+            return False
         self._wake.set()
         return barrier.reached.wait(wait_s)
 
@@ -266,6 +285,35 @@ class Recorder:
         self._thread.join(CLOSE_WAIT_S)
         if self._outbox is not None:
             self._outbox.close()
+
+    def _put_other(self, event: _Other) -> bool:
+        """Put it into the queue if there is room, or count it; there always is for the last flush."""
+        with self._taking:
+            if (self._missed is not None or self._others >= QUEUE_OTHERS) and not self._closing:
+                self._left_out += not isinstance(event, _Barrier)
+                return False
+            self._others += 1
+            self._queue.append(event)
+            return True
+
+    def _catch_up(self) -> None:
+        """The queue is empty: the last switch that found no room is taken in, and the next events are again."""
+        with self._taking:
+            missed, self._missed = self._missed, None
+            if missed is not None:
+                self._others += 1
+                self._queue.append(missed)
+
+    def _clock(self) -> float:
+        """Wall clock; where it gives no number, as far ahead of the timer as it was when it last did."""
+        return self._timer_ns() / 1e9 + self._clock_ahead()
+
+    def _clock_ahead(self) -> float:
+        """Seconds that the wall clock is ahead of the timer."""
+        ahead_s = float(self._wall()) - self._timer_ns() / 1e9
+        if math.isfinite(ahead_s) and abs(ahead_s - self._wall_ahead_s) > CLOCK_STEP_S:
+            self._wall_ahead_s = ahead_s
+        return self._wall_ahead_s
 
     def _now_s(self) -> float:
         """The collector's clock: the time of the event that is taken in, or now."""
@@ -304,6 +352,8 @@ class Recorder:
             self._safely(self._collect)
             while self._queue:
                 self._take_in(self._queue.popleft())
+                if self._missed is not None and not self._queue:
+                    self._catch_up()
             if closing:
                 if self._looks is not None:
                     self._safely(self._looks.close)
@@ -316,7 +366,7 @@ class Recorder:
         return self._taken - self._done
 
     def _take_in(self, event: _Run | _Look | _Other) -> None:
-        offset_s = self._clock() - self._timer_ns() / 1e9
+        offset_s = self._clock_ahead()
         if isinstance(event, _Run):
             self._done += len(event.latencies_ns)
             self._safely(self._observe_run, event, event.at_ns / 1e9 + offset_s)
@@ -324,6 +374,8 @@ class Recorder:
             self._held.pop()
             self._safely(self._observe_one, event, event.result.ended_ns / 1e9 + offset_s)
         else:
+            with self._taking:
+                self._others -= 1
             self._safely(self._take_in_other, event)
 
     def _safely(self, do: Callable[..., object], *arguments: Any) -> None:

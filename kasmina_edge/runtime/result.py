@@ -21,20 +21,21 @@ class Result:
     Attributes:
         fresh_state: The model has state, and this answer was the first since it was opened, reset or swapped in: what
             earlier frames left behind is not in it. Always False for a model without state.
-        raw_outputs: Every output in the model's own numbers, in the manifest's order.
+        raws: What telemetry, label and score are worked out from; `raw_outputs` is the app's own.
         ended_ns: When it was there, by `time.perf_counter_ns`; ``latency_ns`` after it was begun.
         serving: What answered.
     """
 
-    __slots__ = ("_outputs", "_top", "ended_ns", "fresh_state", "latency_ns", "raw_outputs", "serving")
+    __slots__ = ("_given", "_outputs", "_top", "ended_ns", "fresh_state", "latency_ns", "raws", "serving")
 
     def __init__(self, raws: list[Array], latency_ns: int, ended_ns: int, serving: Serving, fresh_state: bool) -> None:
-        self.raw_outputs = raws
+        self.raws = raws
         self.latency_ns = latency_ns
         self.ended_ns = ended_ns
         self.serving = serving
         self.fresh_state = fresh_state
         self._outputs: dict[str, Array] | None = None
+        self._given: list[Array] | None = None
         self._top: tuple[int, float] | None = None
 
     @property
@@ -47,13 +48,22 @@ class Result:
         """Arrays by the manifest's output names: float32, or the type that the manifest gives an output."""
         found = self._outputs
         if found is None:
-            found = self._outputs = self.serving.real(self.raw_outputs)
+            found = self._outputs = self.serving.real(self.raws)
         return found
 
     @property
     def raw(self) -> Array:
         """The first output in the model's own numbers."""
         return self.raw_outputs[0]
+
+    @property
+    def raw_outputs(self) -> list[Array]:
+        """Every output in the model's own numbers, in the manifest's order."""
+        given = self._given
+        if given is None:
+            given = [raw.copy() for raw in self.raws] if self.serving.classifies else self.raws
+            self._given = given
+        return given
 
     @property
     def bundle(self) -> str:
@@ -79,7 +89,7 @@ class Result:
         return top[1] if top is not None else None
 
     def _find_top(self) -> tuple[int, float] | None:
-        self._top = self.serving.top(self.raw_outputs[0])
+        self._top = self.serving.top(self.raws[0])
         return self._top
 
     def __repr__(self) -> str:

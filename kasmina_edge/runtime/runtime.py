@@ -6,8 +6,10 @@ import logging
 import operator
 import os
 import random
+import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -44,6 +46,9 @@ class Runtime(Channel):
     Safe for several threads and for asyncio: inferences of one runtime run one after another (inference libraries hold
     one set of buffers), a swap waits for the one that is running and no inference waits for a load. Every answer comes
     from one whole bundle, the one that ``Result.bundle`` names. After `close` open another; closing twice is harmless.
+
+    A forked child may infer with the bundle that was in service when it was forked, on an engine with one thread; it
+    follows no update and keeps no telemetry. For these open a runtime in the child.
     """
 
     def __init__(self, serving: Serving) -> None:
@@ -57,6 +62,7 @@ class Runtime(Channel):
         self._streams: set[Stream] = set()
         self._async: AsyncLane | None = None
         self.swaps = 0
+        _LIVE.add(self)
 
     @classmethod
     def open(
@@ -95,12 +101,14 @@ class Runtime(Channel):
                 `Recorder`.
 
         Raises:
-            InputError: Neither a folder nor a file, or no such profile.
+            InputError: Neither a folder nor a file, no such profile, or ``telemetry`` is none of the three.
             BundleError: Truncated, tampered, not a bundle, or nothing is committed in the folder.
             TrustError: A bare bundle whose signatures do not hold.
             EngineError: This machine cannot run it.
             LockedError: The slot is being replaced right now.
         """
+        if telemetry is not None and telemetry != "auto" and not callable(telemetry):
+            raise InputError(f"telemetry: expected 'auto', None or a function, got {telemetry!r:.60}")
         place = Path(path)
         if not place.is_dir() and not place.is_file():
             raise InputError(f"{place}: no such file or folder", "Pass a data folder or a .kasmina file.")
@@ -166,12 +174,19 @@ class Runtime(Channel):
         nothing. Close it, or use it in a ``with``.
 
         Raises:
-            EngineError: The runtime is closed, or this machine cannot load the bundle again.
+            EngineError: The runtime is closed, or this machine cannot load the bundle again; or this thread is in the
+                middle of another call.
         """
+        self._refuse_inside()
         with self._changing:
             serving = self._serving
             self._refuse_if_closed(serving)
-            stream = Stream(serving.twin() if serving.stateful else serving, owned=serving.stateful, lane=self._lane)
+            stream = Stream(
+                serving.twin() if serving.stateful else serving,
+                owned=serving.stateful,
+                lane=self._lane,
+                parts=self._parts,
+            )
             stream._record(self._recorder, self._look)
             stream._on_close = self._forget_stream
             self._streams.add(stream)
@@ -207,8 +222,10 @@ class Runtime(Channel):
         Raises:
             InputError: As `infer`, or the bundle has several inputs.
             StorageError: The disk refused.
+            EngineError: The runtime is closed.
         """
         serving = self._serving
+        self._refuse_if_closed(serving)
         if len(serving.manifest.inputs) != 1:
             raise InputError(f"{serving.id}: has {len(serving.manifest.inputs)} inputs; one can be captured")
         serving.check(x)
@@ -226,10 +243,16 @@ class Runtime(Channel):
     def refresh(self) -> str:
         """Look at the boot record now, and serve what it says before returning; the bundle's ``NAME VERSION``.
 
-        Needed only by callers who cannot wait for the next look (10 ms while inferring, a quarter second otherwise).
+        Needed only by callers who cannot wait for the next look (10 ms while inferring, a quarter second otherwise), or
+        for the next try after one that failed (see ``last_swap_error``).
+
+        Raises:
+            EngineError: The runtime is closed, or this thread is in the middle of another call.
         """
+        self._refuse_if_closed(self._serving)
+        self._refuse_inside()
         if self._follower is not None:
-            self._follower.follow()
+            self._follower.follow(now=True)
         return self._serving.id
 
     @property
@@ -267,19 +290,16 @@ class Runtime(Channel):
         """Why the last change of the boot record could not be followed; None when it was."""
         return self._follower.last_error if self._follower is not None else None
 
-    def close(self) -> None:
-        """Write out telemetry, free the engine and let go of the slot; calling it twice is harmless.
-
-        Waits for the inference that is running. Calls that come later, and async ones that have not begun, are an
-        `EngineError`.
-        """
-        if self._closed:
-            return
-        self._closed = True
+    def _end(self) -> None:
+        """Write out telemetry, free the engine and let go of the slot; async calls that wait are an `EngineError`."""
         if self._follower is not None and self._follower.started:
             self._follower.close()
-        for stream in list(self._streams):
-            stream.close()
+        with self._changing:  # a swap that is going on ends; from here on there is none, nor another stream
+            streams = list(self._streams)
+        for stream in streams:
+            if not stream._closed:
+                stream._closed = True
+                stream._end()
         self._serving.retire()
         self._hand_in()
         if self._async is not None:
@@ -293,6 +313,24 @@ class Runtime(Channel):
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
+    def _parts(self) -> list[object]:
+        return [self, self._follower or self, self._recorder or self, self._async or self, *self._streams]
+
+    def _refuse_inside(self) -> None:
+        if self._inside(sys._getframe(2)):
+            raise self._serving.in_the_middle()
+
+    def _forked(self) -> None:
+        """In a forked child, which has none of the threads: see the class."""
+        _PARENTS.extend((self._follower, self._recorder, self._async))
+        self._changing = threading.Lock()
+        self._follower = self._async = self._ending = None
+        servings = {channel._serving for channel in (self, *self._streams)}
+        for channel in (self, *self._streams):
+            channel._record(None, None)
+        for serving in servings:
+            serving.forked()
+
     def _take_over(self, serving: Serving, trial: bool) -> None:
         """Put a bundle into service; called by the follower's thread, waits for the inferences that are running.
 
@@ -302,6 +340,7 @@ class Runtime(Channel):
         old = self._serving
         if old is serving:
             with self._changing, ExitStack() as held:
+                self._refuse_if_closed(old)
                 for each in {old, *(stream._serving for stream in self._streams)}:
                     held.enter_context(each.guard)
                 self._enter_service(serving, trial)
@@ -309,6 +348,7 @@ class Runtime(Channel):
         if old.batches:
             serving.prepare_batches()
         with self._changing:
+            self._refuse_if_closed(old)
             followers = {s: serving.twin() if serving.stateful else serving for s in self._streams}
             before = {old, *(stream._serving for stream in followers)}
             with ExitStack() as held:
@@ -394,6 +434,19 @@ class Runtime(Channel):
             log.warning("nothing is captured: %s is not a verified plan for %s", trust / "plan.json", name)
             return None
         return CaptureStore(trust.parent / "capture", plan, self._device, clock=self._clock)
+
+
+_LIVE: weakref.WeakSet[Runtime] = weakref.WeakSet()
+_PARENTS: list[object] = []
+"""What a forked child inherited and must not let go of: freeing it would close the parent's outbox."""
+
+
+def _forked() -> None:
+    for runtime in list(_LIVE):
+        runtime._forked()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 def _class_index(value: object) -> int | None:

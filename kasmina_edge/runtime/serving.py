@@ -45,8 +45,9 @@ class Loading:
 class Serving:
     """A bundle that is loaded and warm.
 
-    ``guard`` is held for the length of one inference and while the bundle is retired: who holds it and sees ``retired``
-    false has a bundle that stays whole until it lets go.
+    ``guard`` is held for the length of one inference and while the bundle is retired: who holds it and sees ``busy``
+    false has a bundle that stays whole until it lets go. A thread that holds it already may take it again (a signal
+    handler that interrupts an inference would wait for ever otherwise) and sees ``busy`` then.
 
     Args:
         bundle: Files that were checked.
@@ -56,6 +57,7 @@ class Serving:
         lock: Keeps the slot from being replaced; closed by `retire`.
 
     Attributes:
+        busy: An inference is going on, or the bundle is retired.
         stateful: Whether an answer depends on those before it.
         model_data: The model file's bytes, of a model with state or seed sites: for a twin, and for taps.
         fresh: The next answer begins from the beginning; always False for a model without state.
@@ -82,9 +84,9 @@ class Serving:
         self.digest = manifest.digest()
         self.slot: SlotName = slot
         self.trial = trial
-        self.guard = threading.Lock()
-        self.retired = False
-        self._preparing = threading.Lock()
+        self.guard = threading.RLock()
+        self.busy = self.retired = False
+        self._preparing = threading.RLock()
         self._batches: Batches | Literal[False] | None = None  # None: nobody asked yet; False: not worth it
         self._how = how if isinstance(how, Loading) else Loading(how)
         self.engine = open_engine(
@@ -156,6 +158,11 @@ class Serving:
             rows = self._spare[0].check_rows(xs)
             if rows is not None:
                 return [[row] for row in rows]
+            if self._spare[0].is_one_frame(xs.shape):
+                raise InputError(
+                    f"{self.id}: a batch is expected, got one frame of shape {xs.shape}",
+                    "Pass a list of frames or an array with one more axis in front; `infer` takes a single frame.",
+                )
         checked = []
         for i, x in enumerate(xs):
             try:
@@ -242,7 +249,7 @@ class Serving:
 
     def _time_one(self) -> None:
         with self.guard:
-            if not self.retired:
+            if not self.busy:
                 self.engine.hot_path()(self._ready)
 
     def reset(self) -> bool:
@@ -252,11 +259,13 @@ class Serving:
             False when this bundle was retired meanwhile.
 
         Raises:
-            EngineError: The engine failed.
+            EngineError: The engine failed, or this thread is in the middle of an inference.
         """
         with self.guard:
             if self.retired:
                 return False
+            if self.busy:
+                raise self.in_the_middle()
             if self.stateful:
                 self.engine.reset()
                 self.fresh = True
@@ -281,7 +290,7 @@ class Serving:
     def retire(self) -> None:
         """Free the engine and let go of the slot; waits for the inference that is running."""
         with self.guard:
-            self.retired = True
+            self.busy = self.retired = True
             self.answer = _retired
             self.model_data = b""
             self._converters, self._ready = [], []  # views of the engine's memory; results may keep this object alive
@@ -290,6 +299,26 @@ class Serving:
             self._batches.engine.close()
         if self._lock is not None:
             self._lock.close()
+
+    def in_the_middle(self) -> EngineError:
+        """What a thread is told that asks while it is in the middle of an answer, in a signal handler say."""
+        return EngineError(
+            f"{self.id}: asked in the middle of an inference of the same thread",
+            "Set a flag in the signal handler and infer in the loop; `close` may be called anywhere.",
+        )
+
+    def forked(self) -> None:
+        """In a forked child: nobody holds the locks any more, and the slot is the parent's to keep."""
+        cut_short = self.busy and not self.retired
+        self.guard, self._preparing = threading.RLock(), threading.RLock()
+        self.busy = self.retired
+        if self._lock is not None:
+            self._lock.close()
+        if self._how.profile.threads > 1:
+            self._batches, self.answer = False, _forked
+        elif cut_short and self.stateful:
+            self.engine.reset()
+            self.fresh = True
 
     def _parts(self, x: object) -> list[object]:
         if not isinstance(x, Mapping):
@@ -311,6 +340,10 @@ class Serving:
         highest = raw.item(raw.argmax())  # the first NaN, if there is one
         if highest != highest:
             raise EngineError(f"{self.id}: {self.engine.runs_on} answered NaN", "Roll back to the previous bundle.")
+
+
+def _forked(x: object) -> Result:
+    raise EngineError("the engine's threads stayed in the parent process", "Open a runtime in the child.")
 
 
 def _retired(x: object) -> Result:

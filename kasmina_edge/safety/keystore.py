@@ -7,6 +7,7 @@ another one is: a new key gets a name of its own beside the old one until the va
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 import stat
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from kasmina_edge.errors import InputError, TrustError
+from kasmina_edge.errors import InputError, StorageError, TrustError
 from kasmina_edge.storage import (
     as_storage_error,
     make_private_folder,
@@ -159,7 +160,7 @@ class KeyFile(Keystore):
                 f"{path}: a key file needs an absolute path outside the data folder {data_folder}",
                 "Put it on another medium, or at least outside what is copied with the data folder.",
             )
-        self._path = path
+        self._path, self._data_folder = path, data_folder
         self.where = str(path)
 
     def candidates(self) -> list[bytes]:
@@ -167,8 +168,15 @@ class KeyFile(Keystore):
         return [key for path in (self._path, self._next) if (key := read_key(path)) is not None]
 
     def create(self) -> bytes:
-        """As `Keystore.create`."""
-        make_private_folder(self._path.parent)
+        """As `Keystore.create`; a missing folder is refused, because its medium may not be mounted."""
+        if not self._path.parent.is_dir():
+            raise InputError(
+                f"{self._path}: there is no folder {self._path.parent} to make a key in",
+                f"Mount the medium that the key is to lie on, or `mkdir -p -m 700 {self._path.parent}`.",
+            )
+        state = self.describe(self._data_folder)
+        if state.stolen_disk_readable:
+            log.warning("vault: made a %s; if a medium belongs there, it is not mounted", state.sentence)
         return _make_key(self._path)
 
     def prepare(self) -> bytes:
@@ -177,14 +185,17 @@ class KeyFile(Keystore):
         return _make_key(self._next)
 
     def settle(self, kek: bytes) -> None:
-        """As `Keystore.settle`."""
+        """As `Keystore.settle`; also removes copies of a key that a power cut left while it was made."""
         successor = read_key(self._next)
-        if successor is None:
-            return
         if successor == kek:
             rename_durable(self._next, self._path)
-        else:
+        elif successor is not None:
             remove_file(self._next)
+        for draft in self._drafts():
+            try:
+                remove_file(draft)
+            except StorageError as exc:  # a key medium may be read-only
+                log.warning("vault: %s; it is a copy of a key, remove it", exc.message)
 
     def describe(self, data_folder: Path) -> KeystoreState:
         """As `Keystore.describe`."""
@@ -202,6 +213,12 @@ class KeyFile(Keystore):
     def _next(self) -> Path:
         return self._path.with_name(self._path.name + ".next")
 
+    def _drafts(self) -> list[Path]:
+        """What interrupted `_make_key` calls left."""
+        name = glob.escape(self._path.name)
+        patterns = (f".{name}.[0-9]*.new", f".{name}.next.[0-9]*.new", f"..{name}.*.new.*.tmp")
+        return [path for pattern in patterns for path in self._path.parent.glob(pattern)]
+
 
 class FolderKey(KeyFile):
     """The fallback: a key file inside the data folder. It keeps copies of single files secret, and nothing else."""
@@ -215,16 +232,17 @@ class FolderKey(KeyFile):
     def create(self) -> bytes:
         """As `Keystore.create`."""
         log.warning("vault: %s", self._sentence())
-        return super().create()
+        make_private_folder(self._path.parent)
+        return _make_key(self._path)
 
     def describe(self, data_folder: Path) -> KeystoreState:
         """As `Keystore.describe`."""
         return KeystoreState(self.kind, self.where, self._path.is_file(), True, self._sentence())
 
     def remove(self) -> None:
-        """Delete the key and its successor, once the vault is under another keystore's key."""
-        remove_file(self._next)
-        remove_file(self._path)
+        """Delete the key, its successor and what is left of making them, once the vault is under another key."""
+        for path in (self._next, self._path, *self._drafts()):
+            remove_file(path)
 
     def _sentence(self) -> str:
         return (
@@ -238,31 +256,46 @@ def read_key(path: Path) -> bytes | None:
 
     Raises:
         TrustError: Others than the owner may read or write it, or it belongs to another user.
-        InputError: Not 32 bytes, nor 64 hexadecimal digits.
+        InputError: Not a file, not 32 bytes, nor 64 hexadecimal digits.
+        StorageError: It cannot be read.
+    """
+    found = read_regular(path, MAX_KEY_FILE_BYTES + 1)
+    if found is None:
+        return None
+    data, info = found
+    mode = stat.S_IMODE(info.st_mode)
+    if mode & 0o077:
+        raise TrustError(
+            f"{path}: mode {mode:04o} lets others at this key, expected 0600",
+            f"Make a new key if others had access; otherwise `chmod 600 {path}`.",
+        )
+    if info.st_uid not in (0, os.geteuid()):
+        raise TrustError(f"{path}: belongs to user {info.st_uid}, expected {os.geteuid()} or root")
+    return key_from(data, str(path))
+
+
+def read_regular(path: Path, most_bytes: int) -> tuple[bytes, os.stat_result] | None:
+    """The first bytes of an ordinary file and what it is; None when there is none. Never waits, as a FIFO would let it.
+
+    Raises:
+        InputError: A folder, FIFO, socket or device.
         StorageError: It cannot be read.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     except OSError as exc:
         raise as_storage_error(exc, path) from exc
     try:
         info = os.fstat(fd)
-        mode = stat.S_IMODE(info.st_mode)
-        if mode & 0o077:
-            raise TrustError(
-                f"{path}: mode {mode:04o} lets others at this key, expected 0600",
-                f"Make a new key if others had access; otherwise `chmod 600 {path}`.",
-            )
-        if info.st_uid not in (0, os.geteuid()):
-            raise TrustError(f"{path}: belongs to user {info.st_uid}, expected {os.geteuid()} or root")
-        data = os.read(fd, MAX_KEY_FILE_BYTES + 1)
+        if not stat.S_ISREG(info.st_mode):
+            raise InputError(f"{path}: not an ordinary file (mode {info.st_mode:o})", "Put the right file there.")
+        return os.read(fd, most_bytes), info
     except OSError as exc:
         raise as_storage_error(exc, path) from exc
     finally:
         os.close(fd)
-    return key_from(data, str(path))
 
 
 def key_from(data: bytes, where: str) -> bytes:
@@ -356,6 +389,8 @@ def _make_key(path: Path) -> bytes:
         if found is None:
             raise as_storage_error(exc, path) from exc
         return found
+    except FileNotFoundError:  # another process took the draft for a leftover
+        return _make_key(path)
     except OSError as exc:
         raise as_storage_error(exc, path) from exc
     finally:

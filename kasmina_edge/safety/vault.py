@@ -12,21 +12,21 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-from kasmina_edge.errors import InputError, StorageError, TrustError
-from kasmina_edge.safety.key_ring import KeyInfo, KeyRing, WrappedKey
-from kasmina_edge.safety.keystore import KEY_BYTES, FolderKey, Keystore, choose_keystore
+from kasmina_edge.errors import StorageError, TrustError
+from kasmina_edge.safety.key_ring import FileState, KeyInfo, KeyRing, RingFile, WrappedKey
+from kasmina_edge.safety.keystore import FolderKey, Keystore, choose_keystore
 from kasmina_edge.safety.sealing import Random, key_id, open_with, seal_with, sealed_with
-from kasmina_edge.storage import as_storage_error, hold_lock, make_private_folder, remove_temporaries, write_durable
+from kasmina_edge.storage import hold_lock, make_private_folder, remove_temporaries
 
-RING_NAME = "keys.json"
 LOCK_NAME = "keys.lock"
+LOCK_WAIT_S = 10.0
+"""How long another process may hold the vault before this one gives up, in seconds."""
 RETIRE_AFTER_S = 60.0
 """A replaced key may still be in the hands of a process that is sealing with it; it is kept so long, in seconds."""
-
-_KEK_NUMBER = 0
 
 
 class Sealer:
@@ -58,7 +58,8 @@ class Sealer:
 
         Raises:
             TrustError: Changed, cut short, sealed for another purpose or place, or under a key that was retired.
-            StorageError: The key ring cannot be read.
+            StorageError: The key ring cannot be read, or not trusted: nothing can be opened now, and this is not to
+                be discarded.
         """
         number = sealed_with(sealed)
         return open_with(self._vault.key(number, self.purpose), self.purpose, sealed, aad)
@@ -84,28 +85,42 @@ class Vault:
     """
 
     def __init__(
-        self, folder: Path, keystore: Keystore, *, random_bytes: Random = os.urandom, clock: Callable[[], float]
+        self,
+        folder: Path,
+        keystore: Keystore,
+        *,
+        random_bytes: Random = os.urandom,
+        clock: Callable[[], float],
+        lock_wait_s: float = LOCK_WAIT_S,
     ) -> None:
         self.folder = folder
         self.random_bytes = random_bytes
         self.clock, self._keystore = clock, keystore
-        self._ring_path, self._lock_path = folder / RING_NAME, folder / LOCK_NAME
-        self._lock = threading.RLock()
-        self._seen: tuple[int, int, int] | None = None
+        self._file, self._lock_path = RingFile(folder), folder / LOCK_NAME
+        self._lock, self._lock_wait_s, self._alone_now = threading.RLock(), lock_wait_s, False
+        self._seen: FileState | None = None
         self._ring: KeyRing
-        self._open_keys: dict[int, bytes] = {}
+        self._kek: bytes
+        self._open_keys: dict[str, bytes] = {}  # by what is wrapped: a number alone says nothing of the key
         _vaults.add(self)
         make_private_folder(folder)
-        with hold_lock(self._lock_path, wait=True):
-            remove_temporaries(self._ring_path)
-            ring = self._read()
-            if ring is None:
-                keys = keystore.candidates()
-                self._kek = keys[0] if keys else keystore.create()
-                self._write(KeyRing(kek=key_id(self._kek)))
+        with self._alone():
+            remove_temporaries(self._file.path)
+            found = self._file.read()
+            if found is not None:
+                ring, state = found
+                self._take(ring, state, self._matching(ring, keystore))
+            elif self._file.was_made():
+                raise TrustError(
+                    f"{self._file.path}: missing, and {self._file.mark_path} says that there was one",
+                    f"Restore it from a copy. To begin anew, remove {self._file.mark_path} and everything that the "
+                    "vault sealed (outbox.db): it stays sealed.",
+                )
             else:
-                self._kek = self._matching(ring, keystore)
-                self._take(ring)
+                keys = keystore.candidates()
+                kek = keys[0] if keys else keystore.create()
+                self._write(KeyRing(kek=key_id(kek)), kek)
+            self._file.mark()
             keystore.settle(self._kek)
 
     @classmethod
@@ -116,6 +131,7 @@ class Vault:
         *,
         random_bytes: Random = os.urandom,
         clock: Callable[[], float] = time.time,
+        lock_wait_s: float = LOCK_WAIT_S,
     ) -> Vault:
         """Open the vault of ``folder``; an empty folder gets a new one.
 
@@ -124,13 +140,15 @@ class Vault:
             keystore: Where the key-encryption key is; it is made there only for a new vault.
             random_bytes: The system's generator; anything else is for tests.
             clock: Wall clock, seconds since 1970 UTC.
+            lock_wait_s: How long to wait for a process that holds the vault, in seconds; also later.
 
         Raises:
-            TrustError: ``keys.json`` was changed, or belongs to another key-encryption key.
+            TrustError: ``keys.json`` was changed, is gone, or belongs to another key-encryption key.
             InputError: The keystore has no key and cannot make one.
             StorageError: The disk refuses.
+            LockedError: Another process holds the vault; also from everything that changes it.
         """
-        return cls(folder, keystore, random_bytes=random_bytes, clock=clock)
+        return cls(folder, keystore, random_bytes=random_bytes, clock=clock, lock_wait_s=lock_wait_s)
 
     def sealer(self, purpose: str) -> Sealer:
         """What seals and opens for ``purpose`` (``[a-z0-9-]``, at most 32); the first call makes its first key.
@@ -141,14 +159,14 @@ class Vault:
         """
         with self._lock:
             if not any(k.purpose == purpose for k in self._fresh().keys):
-                with hold_lock(self._lock_path, wait=True):
+                with self._alone():
                     if not any(k.purpose == purpose for k in self._fresh().keys):
                         self._add(purpose)
         return Sealer(self, purpose)
 
     def rotate(self, purpose: str) -> int:
         """Make a new key for what is sealed from now on; what older keys sealed still opens. Returns its number."""
-        with self._lock, hold_lock(self._lock_path, wait=True):
+        with self._alone():
             return self._add(purpose)
 
     def retire(self, purpose: str, in_use: Collection[int]) -> list[int]:
@@ -161,7 +179,7 @@ class Vault:
         Returns:
             Numbers of the destroyed keys. One replaced within `RETIRE_AFTER_S` seconds waits for the next call.
         """
-        with self._lock, hold_lock(self._lock_path, wait=True):
+        with self._alone():
             ring, now = self._fresh(), self.clock()
             gone = [
                 k.number
@@ -178,7 +196,7 @@ class Vault:
     def erase(self, purpose: str) -> list[int]:
         """Destroy every key of a purpose: all that it ever sealed is gone, also from copies of the disk without the
         key-encryption key. Returns the destroyed numbers."""
-        with self._lock, hold_lock(self._lock_path, wait=True):
+        with self._alone():
             ring = self._fresh()
             gone = [k.number for k in ring.keys if k.purpose == purpose]
             self._write(ring.model_copy(update={"keys": tuple(k for k in ring.keys if k.purpose != purpose)}))
@@ -193,13 +211,16 @@ class Vault:
             InputError: The keystore's keys are made by the operator; the next step says how.
             StorageError: The disk or the TPM refuses; the vault is as before.
         """
-        with self._lock, hold_lock(self._lock_path, wait=True):
-            self._rewrap(self._keystore.prepare, self._keystore)
+        with self._alone():
+            self._rewrap(self._keystore.prepare, self._keystore, new_keys=False)
 
     def move_to(self, keystore: Keystore) -> None:
-        """Move to another keystore's key, which is made where it can be; raises as `rotate_kek` does."""
-        with self._lock, hold_lock(self._lock_path, wait=True):
-            self._rewrap(lambda: next(iter(keystore.candidates()), None) or keystore.create(), keystore)
+        """Move to another keystore's key, which is made where it can be; raises as `rotate_kek` does.
+
+        What is sealed from now on gets new data keys: the old ones could be opened with the key that is left behind.
+        """
+        with self._alone():
+            self._rewrap(lambda: next(iter(keystore.candidates()), None) or keystore.create(), keystore, new_keys=True)
 
     def inventory(self) -> list[KeyInfo]:
         """Every key that is kept, oldest first."""
@@ -211,16 +232,20 @@ class Vault:
         with self._lock:
             key = next((k for k in reversed(self._fresh().keys) if k.purpose == purpose), None)
             if key is None:
-                raise TrustError(f"{self._ring_path}: no key for {purpose}", "It was erased; make a sealer anew.")
+                raise TrustError(f"{self._file.path}: no key for {purpose}", "It was erased; make a sealer anew.")
             return key.number, self._unwrap(key)
 
     def key(self, number: int, purpose: str) -> bytes:
         """One data key; for `Sealer`."""
         with self._lock:
-            key = next((k for k in self._fresh().keys if k.number == number and k.purpose == purpose), None)
+            try:
+                ring = self._fresh()
+            except TrustError as exc:  # the sealed bytes are not to blame, and are not to be discarded
+                raise StorageError(exc.message, exc.next_step) from exc
+            key = next((k for k in ring.keys if k.number == number and k.purpose == purpose), None)
             if key is None:
                 raise TrustError(
-                    f"{self._ring_path}: there is no key {number} for {purpose}",
+                    f"{self._file.path}: there is no key {number} for {purpose}",
                     "It was retired, or this was sealed for something else; the data cannot be opened.",
                 )
             return self._unwrap(key)
@@ -228,60 +253,63 @@ class Vault:
     def __repr__(self) -> str:
         return f"Vault({str(self.folder)!r})"
 
-    def _rewrap(self, find: Callable[[], bytes], keystore: Keystore) -> None:
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other thread or process changes the vault meanwhile, nor its key."""
+        with self._lock, hold_lock(self._lock_path, wait_s=self._lock_wait_s):
+            self._alone_now = True
+            try:
+                yield
+            finally:
+                self._alone_now = False
+
+    def _rewrap(self, find: Callable[[], bytes], keystore: Keystore, *, new_keys: bool) -> None:
         ring = self._fresh()
         plain = {k.number: self._unwrap(k) for k in ring.keys}
         kek = find()
-        keys = tuple(
-            k.model_copy(update={"wrapped": _wrap(kek, k.number, k.purpose, plain[k.number], self.random_bytes)})
-            for k in ring.keys
-        )
-        self._write(ring.model_copy(update={"kek": key_id(kek), "keys": keys}), kek)
+        ring = ring.rewrapped(kek, plain, self.random_bytes)
+        for purpose in sorted({k.purpose for k in ring.keys}) if new_keys else ():
+            ring = ring.with_new(kek, purpose, self.clock(), self.random_bytes)
+        self._write(ring, kek)
         self._keystore = keystore
         keystore.settle(kek)
 
     def _add(self, purpose: str) -> int:
-        ring, now = self._fresh(), self.clock()
-        number = ring.following
-        wrapped = _wrap(self._kek, number, purpose, self.random_bytes(KEY_BYTES), self.random_bytes)
-        fields = {"number": number, "purpose": purpose, "made_s": now, "wrapped": wrapped}
-        try:
-            key = WrappedKey.parse(fields, where="vault")
-        except TrustError as exc:
-            raise InputError(exc.message) from exc
-        older = tuple(
-            k.model_copy(update={"replaced_s": now}) if k.purpose == purpose and k.replaced_s is None else k
-            for k in ring.keys
-        )
-        self._write(ring.model_copy(update={"keys": (*older, key), "following": number + 1}))
-        return number
+        ring = self._fresh()
+        self._write(ring.with_new(self._kek, purpose, self.clock(), self.random_bytes))
+        return ring.following
 
     def _fresh(self) -> KeyRing:
         """The ring as it is on the disk now."""
-        if self._stat() != self._seen:
-            ring = self._read()
-            if ring is None:
-                raise StorageError(f"{self._ring_path}: the key ring is gone", "Put it back, or data stays sealed.")
-            if ring.kek != key_id(self._kek):
-                self._kek = self._matching(ring, self._keystore)
-            self._take(ring)
-        return self._ring
+        if self._file.state() == self._seen:
+            return self._ring
+        found = self._file.read()
+        if found is None:
+            raise StorageError(f"{self._file.path}: the key ring is gone", "Put it back, or data stays sealed.")
+        (ring, state), kek = found, self._kek
+        if ring.kek != key_id(kek):
+            if not self._alone_now:  # another process may be between two keys: look again when it is done
+                with self._alone():
+                    return self._fresh()
+            kek = self._matching(ring, self._keystore)
+        self._take(ring, state, kek)
+        return ring
 
-    def _take(self, ring: KeyRing) -> None:
-        if not hmac.compare_digest(ring.mac, ring.authenticator(self._kek)):
+    def _take(self, ring: KeyRing, state: FileState | None, kek: bytes) -> None:
+        """Use a ring from now on, if its MAC holds; otherwise nothing changes, and the next use looks again."""
+        if not hmac.compare_digest(ring.mac, ring.authenticator(kek)):
             raise TrustError(
-                f"{self._ring_path}: changed by somebody who does not have its key",
+                f"{self._file.path}: changed by somebody who does not have its key",
                 "Restore the file; what was sealed under its keys stays sealed.",
             )
-        self._ring = ring
-        self._open_keys = {n: k for n, k in self._open_keys.items() if any(w.number == n for w in ring.keys)}
+        self._ring, self._seen, self._kek = ring, state, kek
+        kept = {w.wrapped for w in ring.keys}
+        self._open_keys = {wrapped: key for wrapped, key in self._open_keys.items() if wrapped in kept}
 
     def _unwrap(self, key: WrappedKey) -> bytes:
-        plain = self._open_keys.get(key.number)
+        plain = self._open_keys.get(key.wrapped)
         if plain is None:
-            purpose = _wrapping(key.purpose)
-            plain = open_with(self._kek, purpose, bytes.fromhex(key.wrapped), b"%d" % key.number)
-            self._open_keys[key.number] = plain
+            plain = self._open_keys[key.wrapped] = key.unwrapped(self._kek)
         return plain
 
     def _matching(self, ring: KeyRing, keystore: Keystore) -> bytes:
@@ -291,46 +319,16 @@ class Vault:
                 return kek
         found = ", ".join(map(key_id, candidates)) or "none"
         raise TrustError(
-            f"{self._ring_path}: wrapped under key {ring.kek}, the {keystore.kind} keystore has {found}",
-            "Give this process the key that the data folder was made with; `kasmina-edge doctor` says where.",
+            f"{self._file.path}: wrapped under key {ring.kek}, the {keystore.kind} keystore has {found}",
+            "Give this process the key that the data folder was made with (mount its medium); `kasmina-edge doctor` "
+            "says where. If safety.keystore or safety.key_file was changed, restart every process that runs since.",
         )
-
-    def _read(self) -> KeyRing | None:
-        seen = self._stat()
-        try:
-            data = self._ring_path.read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as exc:
-            raise as_storage_error(exc, self._ring_path) from exc
-        ring = KeyRing.from_bytes(data, where=str(self._ring_path))
-        self._seen = seen
-        return ring
 
     def _write(self, ring: KeyRing, kek: bytes | None = None) -> None:
         kek = kek or self._kek
         ring = ring.model_copy(update={"mac": ring.authenticator(kek)})
-        write_durable(self._ring_path, ring.to_bytes())
-        self._kek = kek
-        self._seen = self._stat()
-        self._take(ring)
-
-    def _stat(self) -> tuple[int, int, int] | None:
-        try:
-            found = os.stat(self._ring_path)
-        except FileNotFoundError:
-            return None
-        except OSError as exc:
-            raise as_storage_error(exc, self._ring_path) from exc
-        return found.st_ino, found.st_mtime_ns, found.st_size
-
-
-def _wrapping(purpose: str) -> str:
-    return f"wrap/{purpose}"  # no purpose of data has a slash
-
-
-def _wrap(kek: bytes, number: int, purpose: str, key: bytes, random_bytes: Random) -> str:
-    return seal_with(kek, _KEK_NUMBER, _wrapping(purpose), key, b"%d" % number, random_bytes).hex()
+        self._file.write(ring)
+        self._take(ring, self._file.state(), kek)
 
 
 def open_vault(
@@ -370,13 +368,22 @@ def open_vault(
             )
         return Vault.open(folder, keystore, clock=clock)
     fallback = FolderKey(data_folder)
-    if (folder / RING_NAME).exists() and (held := fallback.candidates()):
-        ring = KeyRing.from_bytes((folder / RING_NAME).read_bytes(), where=str(folder / RING_NAME))
-        if ring.kek in map(key_id, held):
+    held = set(map(key_id, fallback.candidates()))
+    if _kek_of(folder) in held:
+        try:
             Vault.open(folder, fallback, clock=clock).move_to(keystore)
+        except TrustError:
+            if _kek_of(folder) in held:
+                raise
+            # another process moved it meanwhile
     vault = Vault.open(folder, keystore, clock=clock)
     fallback.remove()
     return vault
+
+
+def _kek_of(folder: Path) -> str | None:
+    found = RingFile(folder).read()
+    return found and found[0].kek
 
 
 _vaults: weakref.WeakSet[Vault] = weakref.WeakSet()
@@ -385,7 +392,7 @@ _vaults: weakref.WeakSet[Vault] = weakref.WeakSet()
 def _after_fork() -> None:
     """Another thread of the parent may have held a lock at the fork; the child has no such thread."""
     for vault in _vaults:
-        vault._lock = threading.RLock()
+        vault._lock, vault._alone_now = threading.RLock(), False
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -86,15 +86,18 @@ class HealthSocket:
             self._path.unlink()
 
     def _serve(self, listener: socket.socket, wake: int) -> None:
+        both, waking = select.poll(), select.poll()  # select() refuses descriptors from 1024 on
+        both.register(listener.fileno(), select.POLLIN)
+        for poll in (both, waking):
+            poll.register(wake, select.POLLIN)
         while True:
-            ready, _, _ = select.select([listener.fileno(), wake], [], [])
-            if wake in ready:
+            if any(fd == wake for fd, _ in both.poll()):
                 return
             try:
                 peer, _ = listener.accept()
             except OSError as exc:  # out of descriptors, or the peer left already
                 log.info("health socket: %s", exc)
-                if select.select([wake], [], [], SEND_WITHIN_S)[0]:
+                if waking.poll(SEND_WITHIN_S * 1000):
                     return
                 continue
             with peer, contextlib.suppress(OSError):
@@ -123,7 +126,7 @@ def ask(path: Path, *, timeout_s: float = 2.0) -> dict[str, Any] | None:
             while len(found) <= MAX_ANSWER_BYTES and (part := sock.recv(65536)):
                 found += part
         value = json.loads(found)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) and len(found) <= MAX_ANSWER_BYTES + 1 else None
 

@@ -70,7 +70,7 @@ class StartCounter:
             if value["machine_boot"] != self._machine_boot or not isinstance(count, int) or isinstance(count, bool):
                 return 0
             return max(0, min(count, 1_000_000))
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return 0
 
     def _write(self, count: int) -> None:

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import zstandard
 
-from kasmina_edge.errors import TrustError
-from kasmina_edge.safety.sealing import sealed_with
+from kasmina_edge.errors import InputError, TrustError
+from kasmina_edge.safety.sealing import open_with, sealed_with
 from kasmina_edge.safety.vault import Sealer
 
 BLOCK_RECORDS = 512
@@ -25,6 +25,9 @@ BLOCK_BYTES = 512 * 1024
 PLAIN = 0
 """The key number of a block that is not sealed."""
 MAX_RAW_BYTES = 1 << 28
+
+MAX_STREAM_CHARACTERS = 128
+PRIORITIES = range(-(1 << 31), 1 << 31)
 
 _LEVEL = 1
 """On such records as small as level 12 and ten times as fast: 2 us each."""
@@ -37,6 +40,29 @@ class Waiting(NamedTuple):
     priority: int
     at_s: float
     payload: bytes
+
+
+def waiting(stream: str, priority: int, at_s: float, payload: bytes) -> Waiting:
+    """An entry that can be stored: one that cannot would keep back all that waits with it.
+
+    Raises:
+        InputError: Not a name, a priority or bytes.
+    """
+    if not isinstance(stream, str) or not 0 < len(stream) <= MAX_STREAM_CHARACTERS or not _encodable(stream):
+        raise InputError(f"outbox: stream {stream!r:.80}, expected 1 to {MAX_STREAM_CHARACTERS} characters of Unicode")
+    if not isinstance(priority, int) or priority not in PRIORITIES:
+        raise InputError(f"outbox: priority {priority!r:.80}, expected a whole number of 32 bits")
+    if not isinstance(payload, bytes | bytearray | memoryview):
+        raise InputError(f"outbox: a payload of type {type(payload).__name__}, expected bytes")
+    return Waiting(stream, int(priority), at_s, bytes(payload))
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
 
 
 @dataclass(frozen=True)
@@ -102,7 +128,7 @@ def unpack(packed: bytes, count: int) -> list[tuple[float, bytes]]:
         if len(raw) != 12 * count + sum(lengths):
             raise ValueError(f"{len(raw)} bytes, its lengths say {12 * count + sum(lengths)}")
     except (zstandard.ZstdError, struct.error, ValueError) as exc:
-        raise TrustError(f"outbox block of {count} entries: cannot be read ({exc})") from exc
+        raise TrustError(f"outbox block of {count} entries: cannot be read ({exc})", breach="tamper") from exc
     found: list[tuple[float, bytes]] = []
     at, now_ms = 12 * count, 0
     for length, step in zip(lengths, steps, strict=True):
@@ -124,10 +150,30 @@ def open_block(stored: bytes, key: int, place: Place, sealer: Sealer | None) -> 
     """Entries as (time, payload).
 
     Raises:
-        TrustError: Changed, of another place, or its key is gone.
+        TrustError: With the breach ``tamper``: changed, or of another place, under a key that is there; such a block
+            is lost. With none: its key is not at hand now, which says nothing about the block.
+        StorageError: The vault cannot be read now.
     """
     if key == PLAIN:
         return unpack(stored, place.count)
     if sealer is None:
         raise TrustError(f"outbox block at {place.first_id}: sealed, and no vault was given")
-    return unpack(sealer.open(stored, place.aad()), place.count)
+    try:
+        number = sealed_with(stored)
+    except TrustError as exc:
+        raise _changed(place, exc) from exc
+    if number != key:
+        raise TrustError(f"outbox block at {place.first_id}: names key {number}, not {key}", breach="tamper")
+    try:
+        opened = sealer._vault.key(number, sealer.purpose)
+    except TrustError as exc:
+        raise TrustError(f"outbox block at {place.first_id}: {exc.message}", exc.next_step) from exc
+    try:
+        packed = open_with(opened, sealer.purpose, stored, place.aad())
+    except TrustError as exc:
+        raise _changed(place, exc) from exc
+    return unpack(packed, place.count)
+
+
+def _changed(place: Place, exc: TrustError) -> TrustError:
+    return TrustError(f"outbox block at {place.first_id}: {exc.message}", exc.next_step, breach="tamper")

@@ -1,28 +1,31 @@
 """Captured inputs: kept only when the change plan says so, readable only by the controller, erased on demand.
 
 A device seals each frame to the change plan's controller key (`captured_frame`), so that neither the disk nor the
-broker can read it. Sequences count up over the life of the folder and are reserved on disk before they are used; a plan
-with a higher serial brings a new budget. What a plan's erasures cover is removed, and never kept again.
+broker can read it. Sequences count up over the life of the folder and are reserved on disk before they are used; a
+newer plan brings a new budget where its budget is another one. What a plan's erasures cover is removed, and the ledger
+remembers the time: it is never kept again, whichever plan a caller still holds.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from kasmina_edge.contracts.arrays import pack_arrays
-from kasmina_edge.contracts.canonical import SignedContract, sha256_hex
+from kasmina_edge.contracts.canonical import sha256_hex
 from kasmina_edge.contracts.change_plan import CaptureSampling, ChangePlan, Erasure
-from kasmina_edge.errors import InputError, KasminaError, StorageError, TrustError
+from kasmina_edge.errors import InputError, StorageError, TrustError
 from kasmina_edge.safety.encryption import seal
 from kasmina_edge.storage import (
     as_storage_error,
@@ -34,6 +37,7 @@ from kasmina_edge.storage import (
     sync_folder,
     write_durable,
 )
+from kasmina_edge.telemetry.capture_ledger import Ledger
 from kasmina_edge.telemetry.captured_frame import (
     FRAME_CONTEXT,
     MAX_ITEM_BYTES,
@@ -65,7 +69,7 @@ __all__ = [
 ]
 
 MAX_ERASURES_KNOWN = 1024
-_DAY_S = 86_400.0
+LOCK_WAIT_S = 10.0
 _SET_ASIDE = "It is set aside as NAME.bad; the other frames are uploaded."
 _ITEM = re.compile(r"([0-9]{12})\.sealed")
 _USED = re.compile(r"([0-9]{12})\.sealed(\.bad)?")
@@ -85,39 +89,6 @@ class Erased:
         return {"erasure": self.id, "frames": len(lines), "items_sha256": whole, "items": lines[:64]}
 
 
-class _Spent(SignedContract):
-    """What was spent of the budget in the plan with ``serial``, and when its first frame was kept."""
-
-    serial: int
-    frames: Annotated[int, Field(ge=0)] = 0
-    bytes: Annotated[int, Field(ge=0)] = 0
-    since_s: float | None = None
-
-    def is_over(self, plan: ChangePlan, now_s: float) -> bool:
-        """Whether the days that the plan gives are past."""
-        days = plan.capture.max_days if plan.capture else None
-        return days is not None and self.since_s is not None and now_s - self.since_s >= days * _DAY_S
-
-
-class _Ledger(SignedContract):
-    """Durable counts: the next sequence, what was spent by the name of the bundle that a plan is for, and erasures."""
-
-    next_sequence: Annotated[int, Field(ge=0)] = 0
-    spent: dict[str, _Spent] = {}
-    erased: tuple[str, ...] = ()
-
-    @classmethod
-    def error_type(cls) -> type[KasminaError]:
-        return StorageError
-
-    def under(self, plan: ChangePlan) -> _Spent | None:
-        """What was spent under ``plan``; None when a newer plan was in force already, and this one allows nothing."""
-        spent = self.spent.get(plan.bundle, _Spent(serial=plan.serial))
-        if spent.serial > plan.serial:
-            return None
-        return spent if spent.serial == plan.serial else _Spent(serial=plan.serial)
-
-
 class CaptureStore:
     """A device's captured frames, one sealed file each, until the agent has handed them to the outbox.
 
@@ -128,13 +99,20 @@ class CaptureStore:
         plan: The device's change plan; nothing is kept without one, or when it has no capture budget or controller key.
         device: Device id.
         clock: Wall clock, seconds since 1970 UTC.
+        lock_wait_s: Longest wait for another process that works in the folder, in seconds.
     """
 
     def __init__(
-        self, folder: Path, plan: ChangePlan | None, device: str, clock: Callable[[], float] = time.time
+        self,
+        folder: Path,
+        plan: ChangePlan | None,
+        device: str,
+        clock: Callable[[], float] = time.time,
+        *,
+        lock_wait_s: float = LOCK_WAIT_S,
     ) -> None:
         self.folder = folder
-        self._plan, self._device, self._clock = plan, device, clock
+        self._plan, self._device, self._clock, self._lock_wait_s = plan, device, clock, lock_wait_s
 
     @property
     def plan(self) -> ChangePlan | None:
@@ -170,7 +148,9 @@ class CaptureStore:
             an erasure covers the moment.
 
         Raises:
-            InputError: Not numbers, too large for one message, or ``bundle`` is not a digest or id.
+            InputError: Not numbers, too large for one message, ``at_s`` is no time, or ``bundle`` is not a digest or
+                id.
+            LockedError: Another process kept the folder's lock too long; the frame is not kept.
             StorageError: The disk refuses; the frame is not kept.
         """
         import numpy as np
@@ -180,6 +160,8 @@ class CaptureStore:
             return None
         now_s = self._clock()
         at_s = now_s if at_s is None else at_s
+        if not math.isfinite(at_s):
+            raise InputError(f"capture: at_s is {at_s}, expected seconds since 1970 UTC")
         if any(erasure.covers(self._device, at_s) for erasure in plan.erasures):
             return None
         digest = frame_digest(frame)
@@ -187,17 +169,16 @@ class CaptureStore:
         if len(plaintext) > MAX_ITEM_BYTES - 1024:
             raise InputError(f"frame of {frame.nbytes} bytes: at most about {MAX_ITEM_BYTES - 2048} can be captured")
         make_private_folder(self.folder)
-        with hold_lock(self.folder / ".lock", wait=True):
-            for leftover in self.folder.glob(".*.tmp"):  # of a write that was cut off; nobody else writes now
-                remove_file(leftover)
+        with self._locked():
             ledger = self._ledger()
             spent = ledger.under(plan)
             if spent is None or spent.is_over(plan, now_s):
                 return None
+            if any(from_s <= at_s < to_s for from_s, to_s in ledger.covered):
+                return None
             header = self._header(bundle, ledger.next_sequence, at_s)
             item = pack_item(header, seal(plaintext, plan.controller_key, info=header.info()))
-            since_s = now_s if spent.since_s is None else spent.since_s
-            now = _Spent(serial=plan.serial, frames=spent.frames + 1, bytes=spent.bytes + len(item), since_s=since_s)
+            now = spent.model_copy(update={"frames": spent.frames + 1, "bytes": spent.bytes + len(item)}).at(now_s)
             if now.frames > plan.capture.max_frames or now.bytes > plan.capture.max_bytes:
                 return None
             after = ledger.model_copy(
@@ -267,59 +248,108 @@ class CaptureStore:
         known = set(self._ledger().erased)
         return [e for e in plan.erasures if e.id not in known and e.device in (None, self._device)]
 
-    def erase(self, erasure: Erasure) -> Erased:
+    def erase(self, erasure: Erasure, beat: Callable[[], object] = lambda: None) -> Erased:
         """Remove every pending or set-aside frame that ``erasure`` covers, durably; a frame nobody can read as well.
 
-        The bytes are gone from the folder; what a flash chip keeps of them is sealed to the controller's key.
+        From before the first is removed, nothing of the covered time is kept any more, by any process. The bytes are
+        gone from the folder; what a flash chip keeps of them is sealed to the controller's key.
+
+        Args:
+            erasure: The demand.
+            beat: Called after every frame.
 
         Raises:
+            LockedError: Another process kept the folder's lock too long; do it again.
             StorageError: The disk refused; do it again.
         """
-        return self._erase(erasure.id, lambda header: header is None or erasure.covers(header.device, header.at_s))
+        make_private_folder(self.folder)
+        with self._locked():
+            ledger = self._ledger()
+            covered = ledger.covering(erasure)
+            if erasure.device in (None, self._device) and covered != ledger.covered:
+                write_durable(self.folder / "ledger.json", ledger.model_copy(update={"covered": covered}).to_bytes())
+            gone = self._remove(lambda header: header is None or erasure.covers(header.device, header.at_s), beat)
+        return Erased(erasure.id, gone)
 
-    def expire(self) -> Erased:
+    def days_are_over(self) -> bool:
+        """Whether the plan's days are past; they begin with the first frame, or once the clock was set after it.
+
+        Raises:
+            StorageError: The ledger cannot be read, or written where the days begin now.
+        """
+        plan, now_s = self._plan, self._clock()
+        if plan is None or plan.capture is None or plan.capture.max_days is None:
+            return False
+        spent = self._ledger().under(plan)
+        if spent is None:
+            return False
+        if spent.at(now_s) != spent:
+            self._begin_days(plan, now_s)
+        return spent.is_over(plan, now_s)
+
+    def expire(self, beat: Callable[[], object] = lambda: None) -> Erased:
         """Remove every pending frame when the plan's days are past.
 
+        Args:
+            beat: Called after every frame.
+
         Raises:
+            LockedError: Another process kept the folder's lock too long; do it again.
             StorageError: The disk refused; do it again.
         """
-        plan = self._plan
-        if plan is None or plan.capture is None or plan.capture.max_days is None or not self.folder.is_dir():
+        if not self.folder.is_dir() or not self.days_are_over():
             return Erased("max-days", ())
-        spent = self._ledger().under(plan)
-        if spent is None or not spent.is_over(plan, self._clock()):
-            return Erased("max-days", ())
-        return self._erase("max-days", lambda header: True)
+        with self._locked():
+            return Erased("max-days", self._remove(lambda header: True, beat))
 
     def remember_erasures(self, ids: Iterable[str]) -> None:
-        """Note durably that these were carried out everywhere, and told; the newest `MAX_ERASURES_KNOWN` are kept."""
+        """Note durably that these were carried out everywhere, and told.
+
+        `MAX_ERASURES_KNOWN` are kept: those that the plan still demands, then the newest.
+        """
+        demanded = {e.id for e in self._plan.erasures} if self._plan is not None else set()
         make_private_folder(self.folder)
-        with hold_lock(self.folder / ".lock", wait=True):
+        with self._locked():
             ledger = self._ledger()
-            erased = tuple(dict.fromkeys((*ledger.erased, *ids)))[-MAX_ERASURES_KNOWN:]
+            known = sorted(dict.fromkeys((*ledger.erased, *ids)), key=lambda name: name in demanded)
+            erased = tuple(known[-MAX_ERASURES_KNOWN:])
             write_durable(self.folder / "ledger.json", ledger.model_copy(update={"erased": erased}).to_bytes())
 
-    def _erase(self, name: str, covers: Callable[[CaptureHeader | None], bool]) -> Erased:
-        if not self.folder.is_dir():
-            return Erased(name, ())
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Alone in the folder, without what a write that was cut off left: nobody else writes now."""
+        with hold_lock(self.folder / ".lock", wait_s=self._lock_wait_s):
+            for leftover in self.folder.glob(".*.tmp"):
+                remove_file(leftover)
+            yield
+
+    def _begin_days(self, plan: ChangePlan, now_s: float) -> None:
+        with self._locked():
+            ledger = self._ledger()
+            spent = ledger.under(plan)
+            if spent is not None:
+                after = ledger.model_copy(update={"spent": {**ledger.spent, plan.bundle: spent.at(now_s)}})
+                write_durable(self.folder / "ledger.json", after.to_bytes())
+
+    def _remove(
+        self, covers: Callable[[CaptureHeader | None], bool], beat: Callable[[], object]
+    ) -> tuple[tuple[int, str], ...]:
+        """Under the lock: remove what is covered, durably; number and digest of each."""
         gone: list[tuple[int, str]] = []
-        with hold_lock(self.folder / ".lock", wait=True):
-            for leaf, sequence in sorted(
-                (n, int(m[1])) for n in self._names(regular=True) if (m := _USED.fullmatch(n))
-            ):
-                path = self.folder / leaf
-                data, header = b"", None
-                try:
-                    data = _read_item(path)
-                    header = read_header(data)
-                except (StorageError, TrustError):
-                    pass  # what cannot be read may be what was to be erased
-                if covers(header):
-                    remove_file(path)
-                    gone.append((sequence, sha256_hex(data)))
-            if gone:
-                sync_folder(self.folder)
-        return Erased(name, tuple(gone))
+        for leaf, sequence in sorted((n, int(m[1])) for n in self._names(regular=True) if (m := _USED.fullmatch(n))):
+            path = self.folder / leaf
+            data, header = b"", None
+            try:
+                data = _read_item(path)
+                header = read_header(data)
+            except (StorageError, TrustError):
+                pass  # what cannot be read may be what was to be erased
+            if covers(header):
+                remove_file(path)
+                gone.append((sequence, sha256_hex(data)))
+            beat()
+        sync_folder(self.folder)
+        return tuple(gone)
 
     def _path(self, item: int) -> Path:
         return self.folder / f"{item:012d}.sealed"
@@ -349,13 +379,13 @@ class CaptureStore:
         except ValidationError as exc:
             raise InputError(f"capture: device {self._device!r} or bundle {bundle[:100]!r} is not a name") from exc
 
-    def _ledger(self) -> _Ledger:
+    def _ledger(self) -> Ledger:
         path = self.folder / "ledger.json"
         try:
-            return _Ledger.from_bytes(path.read_bytes(), where=str(path))
+            return Ledger.from_bytes(path.read_bytes(), where=str(path))
         except FileNotFoundError:
             used = (int(m[1]) for m in map(_USED.fullmatch, self._names(regular=False)) if m)
-            return _Ledger(next_sequence=max(used, default=-1) + 1)
+            return Ledger(next_sequence=max(used, default=-1) + 1)
         except OSError as exc:
             raise as_storage_error(exc, path) from exc
 

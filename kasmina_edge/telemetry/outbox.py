@@ -11,10 +11,11 @@ lowest priority, and counted durably. A damaged file is left aside, counted, and
 from __future__ import annotations
 
 import logging
+import math
 import sqlite3
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +23,9 @@ from kasmina_edge.errors import InputError, TrustError
 from kasmina_edge.safety.vault import Sealer, open_vault
 from kasmina_edge.settings import Settings
 from kasmina_edge.telemetry import outbox_table as table
-from kasmina_edge.telemetry.blocks import Place, Waiting, open_block, pack, runs
+from kasmina_edge.telemetry.blocks import Place, open_block, pack, runs, waiting
 from kasmina_edge.telemetry.outbox_table import ROW_BYTES, Bounds
-from kasmina_edge.telemetry.renewed_file import RenewedFile
+from kasmina_edge.telemetry.renewed_file import LOCK_WAIT_S, RenewedFile
 from kasmina_edge.telemetry.sqlite_file import SqliteFile
 from kasmina_edge.telemetry.write_buffer import Pending, WriteBuffer
 
@@ -38,6 +39,8 @@ MAX_AGE_S = 14 * 86_400.0
 FLUSH_S = 0.5
 """Buffered entries are on the disk so many seconds after they were appended, or sooner."""
 DECODED_BLOCKS = 2
+FAR_S = 1e12
+"""No clock shows a time that is further from 1970, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +73,17 @@ class Outbox:
     Args:
         path: The SQLite file; ``NAME-wal``, ``NAME-shm``, ``NAME.lock`` and ``NAME.generation`` lie beside it.
         max_bytes: Bound on stored bytes; entries leave a block at a time, a sixteenth of the bound or 512 at most.
-        max_age_s: Entries older than this are dropped at the next append, some up to a 64th of it earlier.
-        clock: Wall clock, seconds since 1970 UTC.
+        max_age_s: Entries older than this are dropped at the next append, some up to a 64th of it earlier; where the
+            clock was set, age begins anew.
+        clock: Wall clock, seconds since 1970 UTC; what is no number counts as not set yet.
         sealer: Seals what is stored. A file that was ever opened with one is refused without, and what lay in it plain
             is sealed when it is first opened with one.
         flush_s: Longest stay in memory of what was appended with ``durable=False``, in seconds.
+        lock_wait_s: Longest wait for another process that has the file to itself, in seconds.
 
     Raises:
         StorageError: The disk refuses, or the file has another schema version.
+        LockedError: Another process holds the file, frozen perhaps. Every other call may raise it too.
         InputError: A bound is not positive, or the file is sealed and no sealer is given.
     """
 
@@ -90,6 +96,7 @@ class Outbox:
         clock: Callable[[], float] = time.time,
         sealer: Sealer | None = None,
         flush_s: float = FLUSH_S,
+        lock_wait_s: float = LOCK_WAIT_S,
     ) -> None:
         if max_bytes < 1 or not max_age_s > 0 or not flush_s > 0:
             raise InputError(
@@ -104,8 +111,11 @@ class Outbox:
             schema=lambda generation: table.SCHEMA.format(first_id=table.first_id(generation)),
             version=table.VERSION,
             upgrades={1: self._upgrade},
+            settled=self._is_settled,
             opened=self._settle_sealing,
+            lock_wait_s=lock_wait_s,
         )
+        self._away: set[int] = set()
 
     def append(self, stream: str, payload: bytes, *, priority: int = 0, durable: bool = True) -> int:
         """Keep one payload.
@@ -121,36 +131,57 @@ class Outbox:
             The entry's id; 0 while it is not on the disk.
 
         Raises:
-            InputError: The payload alone is larger than the outbox.
+            InputError: Not a name, a priority or bytes, or the payload alone is larger than the outbox.
             StorageError: The disk refuses; nothing was appended.
             TrustError: The vault refuses; nothing was appended.
         """
-        size = len(payload) + ROW_BYTES
+        entry = waiting(stream, priority, self._now(), payload)
+        size = len(entry.payload) + ROW_BYTES
         if size > self._bounds.max_bytes:
             raise InputError(f"{self.path}: an entry of {size} bytes, the outbox holds {self._bounds.max_bytes}")
-        entry = Waiting(stream, priority, self._clock(), payload)
         if durable or priority > 0:
             return self._buffer.add_and_flush(entry)
         self._buffer.add(entry)
         return 0
 
+    def check_writable(self) -> None:
+        """Raise as `append` does where nothing could be appended now, e.g. because a frozen process is in the way."""
+
+        def run(file: SqliteFile) -> None:
+            with file.write() as db:
+                self._require_sealer(db)
+
+        self._file.run(run)
+
     def flush(self) -> None:
         """Put on the disk what this process has appended; raises as `append` does, and keeps what was not written."""
         self._buffer.flush()
 
-    def peek(self, limit: int = 60, max_bytes: int = 1 << 20, *, stream: str | None = None) -> list[Entry]:
+    def peek(
+        self,
+        limit: int = 60,
+        max_bytes: int = 1 << 20,
+        *,
+        stream: str | None = None,
+        without: Collection[str] = (),
+    ) -> list[Entry]:
         """The next entries to send, highest priority first, then oldest first; they stay until acknowledged.
+
+        Entries whose key is not at hand are left out, and stay.
 
         Args:
             limit: Most entries.
             max_bytes: Most payload bytes together; a first entry larger than that comes alone.
             stream: Only this stream.
+            without: Not these streams.
         """
-        where, values = ("stream = ?", (stream,)) if stream is not None else ("1", ())
+        where = " AND ".join(["1"] + ["stream = ?"] * (stream is not None) + ["stream <> ?"] * len(without))
+        values = (*((stream,) if stream is not None else ()), *without)
         return self._select(where, values, "priority DESC, first_id", 0, limit, max_bytes)
 
     def newer(self, entry_id: int, limit: int = 60, *, stream: str) -> list[Entry]:
         """Entries of a stream appended after ``entry_id``, oldest first, whether or not others were acknowledged."""
+        entry_id = max(0, min(entry_id, table.MAX_ID))
         where = (
             "stream = ? AND first_id >= "
             "coalesce((SELECT max(first_id) FROM block WHERE stream = ? AND first_id <= ?), 0)"
@@ -171,7 +202,7 @@ class Outbox:
         Returns:
             How many entries were there.
         """
-        wanted = list(ids)
+        wanted = table.known(ids)
 
         def run(file: SqliteFile) -> int:
             with file.write() as db:
@@ -189,7 +220,7 @@ class Outbox:
         Returns:
             How many entries were there.
         """
-        wanted = list(ids)
+        wanted = table.known(ids)
 
         def run(file: SqliteFile) -> int:
             with file.rewrite() as db:
@@ -236,14 +267,15 @@ class Outbox:
 
     def _write(self, entries: list[Pending]) -> None:
         """Store entries in one transaction, and tell each its id; for the buffer."""
-        waiting = [pending.entry for pending in entries]
-        cut = runs(waiting, block_bytes=self._bounds.block_bytes, span_s=self._bounds.span_s)
+        cut = runs(
+            [pending.entry for pending in entries], block_bytes=self._bounds.block_bytes, span_s=self._bounds.span_s
+        )
         batch = [(run, pack([(entry.at_s, entry.payload) for entry in run])) for run in cut]
 
         def run(file: SqliteFile) -> int:
             with file.write() as db:
                 self._require_sealer(db)
-                return table.put(db, batch, self._clock(), self._bounds, self._sealer)
+                return table.put(db, batch, self._now(), self._bounds, self._sealer)
 
         first = self._file.run(run)
         for offset, pending in enumerate(entries):
@@ -256,17 +288,25 @@ class Outbox:
         query = f"SELECT first_id, count, stream, priority, key, gone, data FROM block WHERE {where} ORDER BY {order}"  # noqa: S608
         while True:
             spoiled: list[int] = []
+            away: set[int] = set()
 
-            def run(file: SqliteFile, spoiled: list[int] = spoiled) -> list[Entry]:
+            def run(file: SqliteFile, spoiled: list[int] = spoiled, away: set[int] = away) -> list[Entry]:
                 entries: list[Entry] = []
                 with file.read() as db:
                     for first, count, stream, priority, key, gone, data in db.execute(query, values):
+                        if key in away:
+                            continue
                         try:
                             found = self._decode(Place(first, count, stream, priority), key, data)
                         except TrustError as exc:
-                            log.warning("outbox: %s; its %d entries are dropped", exc.message, count)
-                            spoiled.append(first)
+                            if exc.breach is None:
+                                self._note_away(key, exc)
+                                away.add(key)
+                            else:
+                                log.warning("outbox: %s; its %d entries are dropped", exc.message, count)
+                                spoiled.append(first)
                             continue
+                        self._away.discard(key)
                         if _take(entries, first, stream, priority, gone, found, after, limit, max_bytes):
                             break
                 return entries
@@ -287,6 +327,15 @@ class Outbox:
                 self._decoded.popitem(last=False)
         return found
 
+    def _note_away(self, key: int, exc: TrustError) -> None:
+        if key not in self._away:  # once, not with every look
+            self._away.add(key)
+            log.error("outbox: %s; what key %d sealed waits for it", exc.message, key)
+
+    def _now(self) -> float:
+        now = self._clock()
+        return now if math.isfinite(now) and abs(now) < FAR_S else 0.0
+
     def _tally(self, name: str) -> int:
         def run(file: SqliteFile) -> int:
             with file.read() as db:
@@ -304,6 +353,11 @@ class Outbox:
 
     def _upgrade(self, db: sqlite3.Connection) -> None:
         table.upgrade_from_1(db, self._bounds, self._sealer)
+
+    def _is_settled(self, file: SqliteFile) -> bool:
+        with file.read() as db:
+            self._require_sealer(db)
+            return self._sealer is None or bool(table.tally(db, "sealed"))
 
     def _settle_sealing(self, file: SqliteFile) -> None:
         with file.read() as db:

@@ -29,6 +29,9 @@ ROW_BYTES = 64
 """Bytes that a block counts for beside what is stored of it."""
 CLOCK_WAS_SET_S = 1_700_000_000.0
 """Entries stamped earlier were appended before the device had the time; they are never dropped for their age."""
+JUMP_S = 86_400.0
+"""Between two appends the clock moves on by less, unless the device was off or the clock was set."""
+MAX_ID = (1 << 63) - 1
 JOINED = 8
 """So many small blocks in a row become one: an entry is written four times at most, and a slow device's file stays as
 dense as a busy one's."""
@@ -113,10 +116,45 @@ def put(
         while _join_newest(db, bounds, sealer):
             pass
     add_to_tally(db, "next_id", following - start)
-    old = "SELECT first_id, live, bytes FROM block WHERE first_s < ? AND first_s > ?"
-    drop(db, db.execute(old, (now_s - bounds.max_age_s, CLOCK_WAS_SET_S)).fetchall())
+    if now_s > CLOCK_WAS_SET_S:
+        _drop_aged(db, now_s, bounds.max_age_s)
     _keep_within(db, bounds.max_bytes)
     return start
+
+
+def _drop_aged(db: sqlite3.Connection, now_s: float, max_age_s: float) -> None:
+    """Drop what is too old by stamps that can be compared with the clock; a clock that was set ages nothing.
+
+    Where the clock is more than `JUMP_S` away from where it was at the last append, nobody knows how old the entries
+    are: all that there are, these new ones too, count as appended now.
+    """
+    now = int(now_s)
+    seen = _noted(db, "seen_s")
+    if seen is None or abs(now - seen) > JUMP_S:
+        _note(db, "aged_from_id", tally(db, "next_id"))
+        _note(db, "aged_from_s", now)
+    if seen != now:
+        _note(db, "seen_s", now)
+    from_id, from_s = _noted(db, "aged_from_id") or 0, _noted(db, "aged_from_s") or 0
+    since = "SELECT first_id, live, bytes FROM block WHERE first_s < ? AND first_s > ? AND first_id >= ?"
+    drop(db, db.execute(since, (now_s - max_age_s, CLOCK_WAS_SET_S, from_id)).fetchall())
+    if now_s - from_s > max_age_s:
+        before = "SELECT first_id, live, bytes FROM block WHERE first_id < ? AND first_s > ?"
+        drop(db, db.execute(before, (from_id, CLOCK_WAS_SET_S)).fetchall())
+
+
+def _noted(db: sqlite3.Connection, name: str) -> int | None:
+    row = db.execute("SELECT value FROM tally WHERE name = ?", (name,)).fetchone()
+    return int(row[0]) if row else None
+
+
+def _note(db: sqlite3.Connection, name: str, value: int) -> None:
+    db.execute("INSERT OR REPLACE INTO tally VALUES (?, ?)", (name, value))
+
+
+def known(ids: Iterable[int]) -> list[int]:
+    """Those that can be ids at all."""
+    return [entry_id for entry_id in ids if isinstance(entry_id, int) and 0 < entry_id <= MAX_ID]
 
 
 def take_out(db: sqlite3.Connection, ids: Iterable[int]) -> int:
@@ -173,10 +211,14 @@ def erase(db: sqlite3.Connection, ids: Iterable[int], sealer: Sealer | None) -> 
         if doomed.isdisjoint(range(first, first + count)):
             continue
         place = Place(first, count, stream, priority)
-        entries = [
-            (at_s, b"" if first + offset in doomed else payload)
-            for offset, (at_s, payload) in enumerate(open_block(data, key, place, sealer))
-        ]
+        try:
+            found = open_block(data, key, place, sealer)
+        except TrustError as exc:
+            if exc.breach is None:
+                raise
+            drop(db, db.execute("SELECT first_id, live, bytes FROM block WHERE first_id = ?", (first,)).fetchall())
+            continue
+        entries = [(at_s, b"" if first + offset in doomed else payload) for offset, (at_s, payload) in enumerate(found)]
         key, stored = close_block(pack(entries), place, sealer)
         size = len(stored) + ROW_BYTES
         db.execute("UPDATE block SET key = ?, bytes = ?, data = ? WHERE first_id = ?", (key, size, stored, first))
@@ -290,7 +332,7 @@ def _join_newest(db: sqlite3.Connection, bounds: Bounds, sealer: Sealer | None) 
             (stored,) = db.execute("SELECT data FROM block WHERE first_id = ?", (place.first_id,)).fetchone()
             entries += open_block(stored, key, place, sealer)
     except TrustError:
-        return False  # it is dropped and counted when its turn to be sent comes
+        return False  # whether it is lost shows when its turn to be sent comes
     db.executemany("DELETE FROM block WHERE first_id = ?", [(place.first_id,) for place, *_ in chosen])
     add_to_tally(db, "bytes", -sum(size for *_, size, _ in chosen))
     whole_place = Place(chosen[0][0].first_id, count, chosen[0][0].stream, chosen[0][0].priority)

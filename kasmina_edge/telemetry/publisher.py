@@ -14,7 +14,8 @@ import logging
 import random
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 from kasmina_edge.contracts.presence import ControllerState
 from kasmina_edge.contracts.record import MAX_COUNT, TelemetryRecord
@@ -39,6 +40,8 @@ MESSAGES_A_PUMP = 32
 LOOK_BACK = 2000
 """Entries of earlier runs that a new publisher shows the device itself, at most."""
 PAGES_A_PUMP = 4
+PATIENCE = 3
+"""A stream that failed so many times in a row gives the others a turn."""
 RESUME_S = 5.0
 """A fleet that waited for its controller comes back spread over so many seconds."""
 LISTEN_S = 2.0
@@ -97,8 +100,22 @@ def decode_batch(payload: bytes) -> list[TelemetryRecord]:
     ]
 
 
+@dataclass
+class _Stuck:
+    """A stream whose last message could not be sent; ``alone``: another one's could, since then."""
+
+    failures: int = 0
+    alone: bool = False
+    paused_at: float = 0.0
+    pause: float = 0.0
+    told: bool = False
+
+
 class Publisher:
     """Sends what the outbox holds; entries are forgotten only after the broker has acknowledged them.
+
+    A stream that a broker refuses does not hold up the others: after `PATIENCE` failures in a row they have their turn,
+    and once one of them gets through, the refused one is paused by itself. Inside a stream the order stays.
 
     Args:
         outbox: Where entries come from: stream ``stats`` holds telemetry records, ``event`` audit events; any other
@@ -134,6 +151,7 @@ class Publisher:
         self._clock, self._rng = clock, rng or random.Random()
         self._batch_records, self._linger_s, self._wait_s, self._pause_s = batch_records, linger_s, wait_s, pause_s
         self._failures = 0
+        self._stuck: dict[str, _Stuck] = {}  # the one that failed longest ago comes first
         self._paused_at: float | None = None
         self._pause = 0.0
         self._observed: int | None = None
@@ -170,20 +188,39 @@ class Publisher:
         if waits_for:
             return 0
         sent = 0
-        try:
-            for _ in range(MESSAGES_A_PUMP):
-                batch = self._next(force)
-                if not batch:
+        for _ in range(MESSAGES_A_PUMP):
+            batch = self._next(force)
+            if not batch:
+                break
+            stream = batch[0].stream
+            try:
+                arrived = self._send(batch)
+            except LinkError as exc:
+                self._fail(stream, exc)
+                if self._paused_at is not None:
                     break
-                sent += self._send(batch)
-                self._failures = 0
-        except LinkError as exc:
-            self._fail(exc)
+                continue
+            sent += arrived
+            self._failures = 0
+            self._stuck.pop(stream, None)
+            if arrived:
+                for stuck in self._stuck.values():
+                    stuck.alone = True
         return sent
 
     def _next(self, force: bool) -> list[Entry]:
-        """The entries of the next message: a due batch, or one entry of another stream."""
-        waiting = self._outbox.peek(self._batch_records, MAX_BATCH_BYTES)
+        """The entries of the next message, of a stream whose turn it is; none where nothing is due."""
+        now = self._clock()
+        resting = [s for s, stuck in self._stuck.items() if stuck.alone and 0.0 <= now - stuck.paused_at < stuck.pause]
+        patient = [s for s, stuck in self._stuck.items() if not stuck.alone and stuck.failures >= PATIENCE]
+        batch = self._due([*resting, *patient], force)
+        for stream in patient:
+            batch = batch or self._due((), force, only=stream)
+        return batch
+
+    def _due(self, without: Collection[str], force: bool, only: str | None = None) -> list[Entry]:
+        """A due batch, or one entry of another stream."""
+        waiting = self._outbox.peek(self._batch_records, MAX_BATCH_BYTES, stream=only, without=without)
         if not waiting:
             return []
         if waiting[0].stream != STATS:
@@ -275,11 +312,19 @@ class Publisher:
         self._paused_at = None  # the pause is over, or the clock was set back
         return False
 
-    def _fail(self, exc: LinkError) -> None:
+    def _fail(self, stream: str, exc: LinkError) -> None:
+        """Pause the stream if it is known that others get through, else everything."""
+        stuck = self._stuck[stream] = self._stuck.pop(stream, _Stuck())
         first, longest = self._pause_s
-        ceiling = min(longest, first * 2.0 ** min(self._failures, 30))
-        self._pause = ceiling * self._rng.uniform(0.5, 1.0)
-        self._paused_at = self._clock()
+        ceiling = min(longest, first * 2.0 ** min(stuck.failures if stuck.alone else self._failures, 30))
+        stuck.failures += 1
+        stuck.pause, stuck.paused_at = ceiling * self._rng.uniform(0.5, 1.0), self._clock()
+        if stuck.alone:
+            level = logging.INFO if stuck.told else logging.WARNING
+            stuck.told = True
+            log.log(level, "stream %s waits %.1f s, others are sent: %s", stream, stuck.pause, exc.message)
+            return
+        self._pause, self._paused_at = stuck.pause, stuck.paused_at
         self._failures += 1
         log.info("telemetry waits %.1f s: %s", self._pause, exc.message)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from kasmina_edge.errors import StorageError
 from kasmina_edge.storage import as_storage_error, make_private_folder, sync_folder
 
-BUSY_TIMEOUT_S = 15.0
+BUSY_TIMEOUT_S = 10.0
 
 _REASONS = {
     sqlite3.SQLITE_FULL: "no space left on the disk",
@@ -42,6 +42,7 @@ class SqliteFile:
         upgrades: By an older version, what turns its tables into those of ``version``; it happens in one transaction,
             and what the old tables held is overwritten in the file.
         check: Read the whole file once for damage (some ms a MB); without it damage shows when it is met.
+        as_is: For `open_made`.
 
     Raises:
         StorageError: The disk refuses, the file is damaged (see `is_damage`), or of another version.
@@ -55,6 +56,7 @@ class SqliteFile:
         version: int,
         check: bool = True,
         upgrades: Mapping[int, Callable[[sqlite3.Connection], None]] | None = None,
+        as_is: bool = False,
     ) -> None:
         self.path = path
         self._upgrades = upgrades or {}
@@ -62,8 +64,9 @@ class SqliteFile:
         make_private_folder(path.parent)
         try:
             # O_EXCL: opening and closing an existing file here would drop the locks that other connections hold on it
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-            sync_folder(path.parent)
+            if not as_is:
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+                sync_folder(path.parent)
         except FileExistsError:
             pass
         except OSError as exc:
@@ -75,13 +78,29 @@ class SqliteFile:
         except sqlite3.Error as exc:
             raise as_sqlite_error(exc, path) from exc
         try:
-            self._prepare(schema, version, check)
+            self._prepare(schema, version, check, as_is)
         except sqlite3.Error as exc:
             self._connection.close()
             raise as_sqlite_error(exc, path) from exc
         except BaseException:
             self._connection.close()
             raise
+
+    @classmethod
+    def open_made(cls, path: Path, *, version: int) -> SqliteFile | None:
+        """A file that is there and needs nothing made, switched or upgraded, checked for damage; else None.
+
+        This one needs no lock against other processes that have the file open.
+
+        Raises:
+            StorageError: The disk refuses, or the file is damaged.
+        """
+        if not path.exists():
+            return None
+        try:
+            return cls(path, schema="", version=version, as_is=True)
+        except _NotAsIsError:
+            return None
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
@@ -127,9 +146,14 @@ class SqliteFile:
         with self._lock:
             self._connection.close()
 
-    def _prepare(self, schema: str, version: int, check: bool) -> None:
+    def _prepare(self, schema: str, version: int, check: bool, as_is: bool) -> None:
         run = self._connection.execute
-        run("PRAGMA journal_mode=WAL")
+        if as_is:
+            (mode,), (found,) = run("PRAGMA journal_mode").fetchone(), run("PRAGMA user_version").fetchone()
+            if mode != "wal" or found != version:
+                raise _NotAsIsError
+        else:
+            run("PRAGMA journal_mode=WAL")
         run("PRAGMA synchronous=FULL")
         run("PRAGMA journal_size_limit=1048576")
         run("PRAGMA trusted_schema=OFF")
@@ -170,6 +194,10 @@ class SqliteFile:
                 db.execute(statement)
             db.execute(f"PRAGMA user_version={version:d}")
         return version
+
+
+class _NotAsIsError(Exception):
+    """The file has to be made or changed before it can be used."""
 
 
 def as_sqlite_error(exc: sqlite3.Error, path: Path) -> StorageError:

@@ -6,6 +6,7 @@ per sender. Each transport delivers on a thread of its own, as a network client 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -18,6 +19,7 @@ from kasmina_edge.errors import InputError, LinkError
 from kasmina_edge.transport.filters import matches
 from kasmina_edge.transport.transport import (
     MAX_PAYLOAD_BYTES,
+    SETTLED_S,
     Acknowledgement,
     Message,
     Outgoing,
@@ -28,12 +30,14 @@ from kasmina_edge.transport.transport import (
 log = logging.getLogger(__name__)
 
 MAX_WAITING = 10_000
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 5.0
 
 
 @dataclass(frozen=True)
 class _Kept:
     message: Message
     expires_at: float | None
+    qos: int = 1
 
 
 @dataclass
@@ -129,7 +133,7 @@ class MemoryBroker:
                 raise LinkError(f"{self.address}: not connected, a message to {outgoing.message.topic} was not sent")
             message = outgoing.message
             expires_at = None if outgoing.expiry_s is None else self._clock() + outgoing.expiry_s
-            kept = _Kept(message, expires_at)
+            kept = _Kept(message, expires_at, outgoing.qos)
             if message.retain and message.payload:
                 self._retained[message.topic] = kept
             elif message.retain:
@@ -160,9 +164,18 @@ class MemoryBroker:
             if session is not None and topic_filter in session.filters:
                 session.filters.remove(topic_filter)
 
+    def take_back(self, transport: MemoryTransport, refused: _Kept) -> None:
+        """End a link whose client could not store a message: it and those behind it wait in the session."""
+        with self._lock:
+            back = [refused, *transport.unread()]
+            session = self._sessions.get(transport.client_id)
+            if session is not None and session.transport in (transport, None):
+                session.transport = None
+                session.waiting.extendleft(reversed([kept for kept in back if kept.qos]))
+
     def _hand_over(self, session: _Session, kept: _Kept, *, retain: bool) -> None:
         if session.transport is not None and (kept.expires_at is None or self._clock() < kept.expires_at):
-            session.transport.enqueue(replace(kept.message, retain=retain))
+            session.transport.enqueue(replace(kept, message=replace(kept.message, retain=retain)))
 
 
 class MemoryTransport(Transport):
@@ -198,7 +211,7 @@ class MemoryTransport(Transport):
         self._up = threading.Event()
         self._wire = threading.Lock()
         self._awaited: list[Acknowledgement] = []
-        self._events: queue.SimpleQueue[Message | bool | Acknowledgement | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[_Kept | bool | Acknowledgement | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closed = False
 
@@ -240,9 +253,19 @@ class MemoryTransport(Transport):
         if self._broker.running:
             self._broker.attach(self, clean=False)
 
-    def enqueue(self, message: Message) -> None:
+    def enqueue(self, kept: _Kept) -> None:
         """The broker's side: a message for this client."""
-        self._events.put(message)
+        self._events.put(kept)
+
+    def unread(self) -> list[_Kept]:
+        """The broker's side: the messages that this client has not seen yet, taken out of its queue."""
+        events: list[_Kept | bool | Acknowledgement | None] = []
+        while not self._events.empty():
+            events.append(self._events.get())
+        for event in events:
+            if not isinstance(event, _Kept):
+                self._events.put(event)
+        return [event for event in events if isinstance(event, _Kept)]
 
     def enqueue_link(self, up: bool) -> None:
         """The broker's side: the link is there, or lost."""
@@ -273,14 +296,32 @@ class MemoryTransport(Transport):
             self._events.put(acknowledgement)
         self._awaited.clear()
 
+    def _refuse(self, kept: _Kept) -> None:
+        self._tell_storing(False)
+        self._up.clear()
+        self._broker.take_back(self, kept)
+        self._notify(False)
+
     def _run(self) -> None:
+        pause_s = FIRST_PAUSE_S
         while True:
-            event = self._events.get()
+            try:
+                event = self._events.get(timeout=None if self._stores else SETTLED_S if self._up.is_set() else pause_s)
+            except queue.Empty:
+                if self._up.is_set():
+                    self._tell_storing(True)
+                    pause_s = FIRST_PAUSE_S
+                else:
+                    pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+                    with contextlib.suppress(LinkError):
+                        self._broker.attach(self, clean=False)
+                continue
             if event is None:
                 self._up.clear()
                 return
-            if isinstance(event, Message):
-                self._deliver(event)
+            if isinstance(event, _Kept):
+                if not self._deliver(event.message):
+                    self._refuse(event)
             elif isinstance(event, Acknowledgement):
                 event.settle()
             elif event:

@@ -15,6 +15,7 @@ import re
 import socket
 import ssl
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from kasmina_edge.transport.filters import check_topic
 from kasmina_edge.transport.pairing import Pairing
 from kasmina_edge.transport.transport import (
     MAX_PAYLOAD_BYTES,
+    SETTLED_S,
     Acknowledgement,
     Message,
     Outgoing,
@@ -104,6 +106,7 @@ class MqttTransport(Transport):
         self._publications = Pairing()
         self._subscriptions = Pairing()
         self._server_max_bytes: int | None = None
+        self._refused = False  # on this link: nothing more is taken from it
         self._client = self._make_client(
             client_id, Will(*will) if isinstance(will, tuple) else will, session_expiry_s, keepalive_s
         )
@@ -207,13 +210,27 @@ class MqttTransport(Transport):
             links = self.connections
             try:
                 rc = self._client.reconnect()
+                self._refused = False
+                settled_s = time.monotonic() + SETTLED_S
                 while rc == MQTTErrorCode.MQTT_ERR_SUCCESS:
                     rc = self._client.loop(1.0)
+                    if self._refused:
+                        self._give_up_link()
+                    elif not self._stores and self._up.is_set() and time.monotonic() > settled_s:
+                        self._tell_storing(True)
             except (OSError, ValueError) as exc:
                 self._fail(_reason(exc))
             self._link_down(quietly=stop.is_set())
-            wait_s = first_s if self.connections > links else min(wait_s * 2, longest_s)
+            well = self.connections > links and self._stores
+            wait_s = first_s if well else min(wait_s * 2, longest_s)
             stop.wait(wait_s)
+
+    def _give_up_link(self) -> None:
+        """Say what has to be said, and leave what was not acknowledged with the broker, which sends it again."""
+        for _ in range(MAX_QUEUED):
+            if not self._client.want_write() or self._client.loop_write() != MQTTErrorCode.MQTT_ERR_SUCCESS:
+                break
+        self.drop_link()
 
     def _end_thread(self) -> None:
         thread, self._thread = self._thread, None
@@ -250,7 +267,7 @@ class MqttTransport(Transport):
 
     def _make_client(self, client_id: str, will: Will | None, session_expiry_s: int, keepalive_s: int) -> paho.Client:
         client = paho.Client(
-            CallbackAPIVersion.VERSION2, client_id=client_id, protocol=MQTTProtocolVersion.MQTTv5, manual_ack=False
+            CallbackAPIVersion.VERSION2, client_id=client_id, protocol=MQTTProtocolVersion.MQTTv5, manual_ack=True
         )
         client.connect_timeout = CONNECT_TIMEOUT_S
         client.suppress_exceptions = True
@@ -298,7 +315,10 @@ class MqttTransport(Transport):
         self._notify(True)
 
     def _on_message(self, client: object, userdata: object, message: paho.MQTTMessage) -> None:
+        if self._refused:
+            return
         if len(message.payload) > self.max_payload_bytes:
+            self._client.ack(message.mid, message.qos)
             log.warning(
                 "%s: dropped %d bytes, at most %d are taken",
                 message.topic,
@@ -307,7 +327,7 @@ class MqttTransport(Transport):
             )
             return
         properties = message.properties
-        self._deliver(
+        stored = self._deliver(
             Message(
                 message.topic,
                 bytes(message.payload),
@@ -317,6 +337,11 @@ class MqttTransport(Transport):
                 getattr(properties, "ContentType", None),
             )
         )
+        if stored or message.qos == 0:
+            self._client.ack(message.mid, message.qos)
+        if not stored:
+            self._refused = True
+            self._tell_storing(False)
 
     def _on_publish(
         self, client: object, userdata: object, packet_id: int, reason_code: Any, properties: object

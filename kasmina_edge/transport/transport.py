@@ -4,6 +4,10 @@ The promise: a payload that is too long or a malformed topic is refused before i
 raises is logged and never ends the loop; only `LinkError` (with the address) and `InputError` come out. Delivery is at
 least once: a handler may see a message twice, above all after a lost link.
 
+A message is acknowledged to the broker after its handlers returned. A handler that raises `StorageError` could not keep
+it: the message and those behind it stay unacknowledged, the link is given up, and after a pause that grows the broker
+sends them again. `Transport.on_storing` tells of it.
+
 Handlers and connection callbacks run on the network thread. They must be quick, and they must not wait for the network:
 `publish` with ``wait_s`` and `Acknowledgement.wait` are refused there, because the answer could never arrive.
 """
@@ -16,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kasmina_edge.errors import InputError, LinkError
+from kasmina_edge.errors import InputError, LinkError, StorageError
 from kasmina_edge.transport.filters import check_filter, check_topic, matches
 
 log = logging.getLogger(__name__)
@@ -81,6 +85,8 @@ class _Reader:
 
 
 ConnectionCallback = Callable[[bool], None]
+SETTLED_S = 1.0
+"""After a refusal, a link that lasts so long without another one counts as storing again."""
 
 
 class Acknowledgement:
@@ -138,6 +144,8 @@ class Transport(ABC):
         self.max_payload_bytes = max_payload_bytes
         self._readers: dict[str, list[_Reader]] = {}
         self._callbacks: list[ConnectionCallback] = []
+        self._storing_callbacks: list[ConnectionCallback] = []
+        self._stores = True
         self._lock = threading.Lock()
         self._link = threading.Condition()
         self._connections = 0
@@ -276,6 +284,13 @@ class Transport(ABC):
         with self._lock:
             self._callbacks.append(callback)
 
+    def on_storing(self, callback: ConnectionCallback) -> None:
+        """Have ``callback(False)`` called when a handler could not store a message, before the link is given up, and
+        ``callback(True)`` when a later link lasted `SETTLED_S` without such a refusal. It runs on the network thread.
+        """
+        with self._lock:
+            self._storing_callbacks.append(callback)
+
     def wait_connected(self, timeout_s: float) -> bool:
         """Wait until the link is up; False when it is not within ``timeout_s`` seconds."""
         with self._link:
@@ -304,7 +319,9 @@ class Transport(ABC):
         with self._lock:
             return list(self._readers)
 
-    def _deliver(self, message: Message) -> None:
+    def _deliver(self, message: Message) -> bool:
+        """Call the handlers; False when one of them could not store the message."""
+        stored = True
         with self._lock:
             handlers = [
                 r.handler
@@ -319,8 +336,26 @@ class Transport(ABC):
         for handler in handlers:
             try:
                 handler(message)
+            except StorageError as exc:
+                stored = False
+                if self._stores:
+                    log.error("%s: not stored and not acknowledged: %s", message.topic, exc.message)
             except Exception:
                 log.exception("handler of %s failed, the message is dropped", message.topic)
+        return stored
+
+    def _tell_storing(self, stores: bool) -> None:
+        """Remember whether handlers can store, and tell whoever wants to know when that changed."""
+        if stores == self._stores:
+            return
+        self._stores = stores
+        with self._lock:
+            callbacks = list(self._storing_callbacks)
+        for callback in callbacks:
+            try:
+                callback(stores)
+            except Exception:
+                log.exception("storing callback failed at %s", self.address)
 
     def _begin_connection(self) -> None:
         self._connections += 1

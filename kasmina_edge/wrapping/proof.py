@@ -12,6 +12,8 @@ import numpy.typing as npt
 from kasmina_edge.contracts.manifest import ModelFile, ModelIO, ModelTensor, Preprocessing
 from kasmina_edge.contracts.profile import HardwareProfile
 from kasmina_edge.engines import Engine, engine_types
+from kasmina_edge.engines.choice import checked
+from kasmina_edge.engines.registry import OURS
 from kasmina_edge.engines.tensors import to_model
 from kasmina_edge.errors import InputError, KasminaError
 
@@ -92,7 +94,7 @@ def agreements(
     for name, other in engine_types().items():
         if other.takes != kind.takes:
             continue
-        check = other.check(profile, model)
+        check = checked(other, profile, model)
         if not check.ok:
             found.append(Agreement(name, reason=check.reason))
             continue
@@ -101,8 +103,12 @@ def agreements(
             with other(model, data, threads) as engine:
                 worst = _worst(answers(engine, frames), known)
                 found.append(Agreement(name, engine.runs_on, worst, worst <= _most(model, known)))
-        except KasminaError as exc:
-            found.append(Agreement(name, reason=exc.message))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as exc:
+            if name in OURS and not isinstance(exc, KasminaError):
+                raise
+            found.append(Agreement(name, reason=exc.message if isinstance(exc, KasminaError) else repr(exc)))
     return found
 
 

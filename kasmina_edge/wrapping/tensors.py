@@ -81,6 +81,12 @@ def read_tensors(kind: type[Engine], data: bytes, plan: WrapPlan, where: str) ->
         EngineError: The engine's library is not installed, or does not read the file.
     """
     facts = kind.facts(data)
+    for side, tensors in (("inputs", facts.inputs), ("outputs", facts.outputs)):
+        if not tensors:
+            raise InputError(
+                f"{where}: the model has no {side}",
+                "Export it with at least one input and one output; a bundle's app passes frames and reads answers.",
+            )
     names_in = _names(facts.inputs, "input", free=facts.free_names)
     names_out = _names(facts.outputs, "output", free=facts.free_names)
     for option, given in (("--input", plan.shapes), ("--constant", plan.constants), ("--state", plan.states or {})):
@@ -98,13 +104,28 @@ def read_tensors(kind: type[Engine], data: bytes, plan: WrapPlan, where: str) ->
         )
         for name, t in zip(names_in, facts.inputs, strict=True)
     ]
-    answers = kind.once(data, [np.full(t.shape, t.constant or 0, t.dtype) for t in inputs])
+    answers = _once(kind, data, inputs, where)
     outputs = [
         _tensor(name, t, tuple(a.shape), None, where)
         for name, t, a in zip(names_out, facts.outputs, answers, strict=True)
     ]
     states = _states(plan, inputs, outputs, where)
     return Tensors(tuple(inputs), tuple(outputs), states, facts.remembers)
+
+
+def _once(kind: type[Engine], data: bytes, inputs: Sequence[ModelTensor], where: str) -> list[Array]:
+    """The answers to zeros, for their shapes; a scalar that cannot be zero is the likeliest reason to have none."""
+    try:
+        return kind.once(data, [np.full(t.shape, t.constant or 0, t.dtype) for t in inputs])
+    except Exception as exc:
+        scalars = [t.name for t in inputs if t.constant is None and t.dtype.startswith(("int", "uint")) and not t.shape]
+        if not scalars:
+            raise
+        text = str(exc).strip().splitlines() or [type(exc).__name__]
+        raise InputError(
+            f"{where}: {kind.name} does not run it while {' and '.join(scalars)} is 0 ({text[0][:200]})",
+            f"Say the value that belongs there, e.g. --constant {scalars[0]}=16000 for a sampling rate.",
+        ) from exc
 
 
 def app_io(tensors: Sequence[ModelTensor], labels: tuple[str, ...] = ()) -> tuple[ModelIO, ...]:
@@ -154,6 +175,11 @@ def _closed(
 def _tensor(name: str, tensor: LoadedTensor, shape: tuple[int, ...], constant: float | None, where: str) -> ModelTensor:
     if tensor.dtype not in _TYPES:
         raise InputError(f"{where}: {name} is {tensor.dtype}; bundles hold {', '.join(_TYPES)}")
+    if 0 in shape:
+        raise InputError(
+            f"{where}: {name} is {_say(shape)}, and an axis of length 0 holds nothing",
+            f"Export the model without it, or say a length where the axis is open: --input {name}=1x512.",
+        )
     whole = tensor.dtype in ("int8", "uint8", "int16", "int32") and bool(tensor.scale)
     return ModelTensor.parse(
         {

@@ -113,6 +113,10 @@ def _engine_for(file_name: str) -> str:
 def _read(kind: type[Engine], data: bytes, plan: WrapPlan, where: str) -> Tensors:
     try:
         return read_tensors(kind, data, plan, where)
+    except InputError as exc:  # an engine does not know the file's name
+        if exc.message.startswith(where):
+            raise
+        raise InputError(f"{where}: {exc.message}", exc.next_step) from exc
     except KasminaError:
         raise
     except Exception as exc:

@@ -12,7 +12,7 @@ import pytest
 from worlds.brokers import DEADLINE_S, SUBJECTS, Inbox, Subject, wait_for
 
 import kasmina_edge.transport
-from kasmina_edge.errors import InputError, LinkError
+from kasmina_edge.errors import InputError, LinkError, StorageError
 from kasmina_edge.transport.memory import MemoryTransport
 from kasmina_edge.transport.mqtt import MqttTransport
 from kasmina_edge.transport.transport import MAX_PAYLOAD_BYTES, Message, Transport, Will
@@ -151,6 +151,60 @@ def test_a_handler_that_raises_does_not_end_the_loop(
     a.publish(f"{names}/x", b"2")
     wait_for(lambda: set(inbox.payloads) == {b"1", b"2"}, "both messages")
     assert "a broken handler" in caplog.text
+
+
+class Disk:
+    """A handler that stores, unless its disk is full."""
+
+    def __init__(self, *, full: bool = False) -> None:
+        self.full = full
+        self.refused: list[bytes] = []
+        self.kept = Inbox()
+
+    def __call__(self, message: Message) -> None:
+        if self.full:
+            self.refused.append(message.payload)
+            raise StorageError("fleet.db: no space left on the disk")
+        self.kept(message)
+
+
+def test_what_could_not_be_stored_is_not_acknowledged_and_comes_again_in_order(
+    subject: Subject, names: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    sender, reader, disk = subject.connected(f"{names}-s"), subject.client(f"{names}-r", clean_start=False), Disk()
+    told: list[bool] = []
+    reader.on_storing(told.append)
+    reader.subscribe(names, disk)
+    reader.connect(DEADLINE_S)
+    reader.subscribe(names, disk).wait(DEADLINE_S)
+    sender.publish(names, b"0", wait_s=DEADLINE_S)
+    disk.kept.wait()
+    disk.full = True
+    sent = [b"%d" % i for i in range(1, 30)]
+    for payload in sent:
+        sender.publish(names, payload, wait_s=DEADLINE_S)
+    wait_for(lambda: len(disk.refused) >= 3, "tries on several links")
+    assert set(disk.refused) == {b"1"} and told == [False], "nothing behind it is taken out of turn"
+    assert sum("not stored" in r.getMessage() for r in caplog.records) == 1, "logged once"
+    disk.full = False
+    disk.kept.wait(30)
+    assert disk.kept.payloads == [b"0", *sent]
+    wait_for(lambda: told == [False, True], "the good news")
+
+
+def test_what_could_not_be_stored_waits_for_the_next_process(subject: Subject, names: str) -> None:
+    sender, disk, later = subject.connected(f"{names}-s"), Disk(full=True), Disk()
+    reader = subject.client(f"{names}-r", clean_start=False)
+    reader.subscribe(names, disk)
+    reader.connect(DEADLINE_S)
+    reader.subscribe(names, disk).wait(DEADLINE_S)
+    sender.publish(names, b"x", wait_s=DEADLINE_S)
+    wait_for(lambda: disk.refused, "the refusal")
+    reader.close()
+    again = subject.client(f"{names}-r", clean_start=False)
+    again.subscribe(names, later)
+    again.connect(DEADLINE_S)
+    assert later.kept.wait()[0].payload == b"x"
 
 
 def test_a_handler_may_publish_and_may_not_wait(subject: Subject, names: str) -> None:

@@ -59,6 +59,14 @@ def test_the_camera_loop_goes_on_while_an_update_arrives(tmp_path: Path) -> None
     assert last.startswith("1200 frames answered, 1 swaps, slowest "), "no frame was dropped"
 
 
+def test_the_camera_loop_without_a_data_folder_says_how() -> None:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLE)], cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        capture_output=True, text=True, timeout=WAIT_S, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "usage: python 01_camera_loop.py DATA [SECONDS] [FPS]\n")
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
 def test_an_example_stays_short(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 40

@@ -21,10 +21,10 @@ from worlds.disks import LOSSES, FullDisk, Lose, PowerCut, PowerDisk
 from worlds.telemetry import BUNDLE, NOW, Clock, make_frame, make_plan
 
 from kasmina_edge.contracts.arrays import pack_arrays
-from kasmina_edge.contracts.change_plan import CaptureBudget
-from kasmina_edge.errors import InputError, StorageError, TrustError
+from kasmina_edge.contracts.change_plan import CaptureBudget, CaptureSampling, Erasure
+from kasmina_edge.errors import InputError, LockedError, StorageError, TrustError
 from kasmina_edge.safety.encryption import public_hex, seal
-from kasmina_edge.storage import use_disk
+from kasmina_edge.storage import hold_lock, use_disk
 from kasmina_edge.telemetry.capture import (
     CaptureHeader,
     CaptureStore,
@@ -109,8 +109,8 @@ def test_the_byte_budget_counts_what_is_on_disk(tmp_path: Path) -> None:
     assert store.remaining() == (98, size // 2)
 
 
-def test_a_newer_plan_brings_a_new_budget_and_an_older_one_none(tmp_path: Path) -> None:
-    newer = make_plan(public_hex(BOX), serial=2)
+def test_another_budget_is_a_new_one_and_an_older_plan_brings_none(tmp_path: Path) -> None:
+    newer = make_plan(public_hex(BOX), serial=2, capture=PLAN.capture.model_copy(update={"renewal": 1}))  # type: ignore[union-attr]
     assert all(make_store(tmp_path).keep(make_frame(i), bundle=BUNDLE) for i in range(5))
     assert make_store(tmp_path, newer).remaining()[0] == 5
     assert make_store(tmp_path, newer).keep(make_frame(), bundle=BUNDLE) is not None
@@ -118,6 +118,50 @@ def test_a_newer_plan_brings_a_new_budget_and_an_older_one_none(tmp_path: Path) 
     assert make_store(tmp_path).remaining() == (0, 0)
     assert make_store(tmp_path, newer).remaining()[0] == 4
     assert make_store(tmp_path).pending() == [0, 1, 2, 3, 4, 5]  # sequences go on
+
+
+def test_a_plan_that_is_newer_for_another_reason_renews_no_budget(tmp_path: Path) -> None:
+    """An erasure for another device, or another way to sample, must not let everybody keep as much again."""
+    assert all(make_store(tmp_path).keep(make_frame(i), bundle=BUNDLE) for i in range(4))
+    assert PLAN.capture is not None
+    sampled = PLAN.capture.model_copy(update={"sampling": CaptureSampling()})
+    elsewhere = Erasure(id="e", device="cam-9", to_s=1.0)
+    newer = make_plan(public_hex(BOX), serial=2, capture=sampled, erasures=(elsewhere,))
+    assert make_store(tmp_path, newer).remaining()[0] == 1
+    assert make_store(tmp_path, newer).keep(make_frame(), bundle=BUNDLE) is not None
+    assert make_store(tmp_path, newer).keep(make_frame(), bundle=BUNDLE) is None
+    assert make_store(tmp_path).remaining() == (0, 0)
+
+
+def test_a_ledger_from_before_budgets_had_names_is_read(tmp_path: Path) -> None:
+    (tmp_path / "capture").mkdir()
+    (tmp_path / "capture/ledger.json").write_bytes(
+        b'{"next_sequence":4,"spent":{"digits":{"bytes":10,"frames":4,"serial":1,"since_s":%.1f}}}' % NOW
+    )
+    assert make_store(tmp_path).remaining()[0] == 1
+    assert make_store(tmp_path, make_plan(public_hex(BOX), serial=2)).remaining()[0] == 5  # as it was promised then
+    assert make_store(tmp_path).keep(make_frame(), bundle=BUNDLE) is not None
+    assert make_store(tmp_path, make_plan(public_hex(BOX), serial=2)).remaining()[0] == 0
+
+
+def test_who_holds_the_folder_too_long_is_not_waited_for(tmp_path: Path) -> None:
+    make_store(tmp_path).keep(make_frame(), bundle=BUNDLE)
+    store = CaptureStore(tmp_path / "capture", PLAN, "cam-1", Clock(), lock_wait_s=0.05)
+    with hold_lock(tmp_path / "capture/.lock"):
+        for work in (
+            lambda: store.keep(make_frame(1), bundle=BUNDLE),
+            lambda: store.erase(Erasure(id="r", to_s=9e9)),
+            lambda: store.remember_erasures(["r"]),
+        ):
+            with pytest.raises(LockedError, match=r"capture/\.lock"):
+                work()
+    assert store.pending() == [0] and store.keep(make_frame(1), bundle=BUNDLE) is not None
+
+
+@pytest.mark.parametrize("at_s", [float("nan"), float("inf"), float("-inf")])
+def test_a_moment_that_is_none_is_the_callers_fault(tmp_path: Path, at_s: float) -> None:
+    with pytest.raises(InputError, match="at_s is"):
+        make_store(tmp_path).keep(make_frame(), bundle=BUNDLE, at_s=at_s)
 
 
 @pytest.mark.parametrize(

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from test_cli_fleet import Desk
 from worlds.bundles import make_bundle, make_frames, make_graft
 from worlds.fleets import plan_limits
 from worlds.telemetry import make_record
 
-from kasmina_edge.contracts.change_plan import Erasure
+from kasmina_edge.contracts.change_plan import ChangePlan, Erasure
 from kasmina_edge.contracts.record import SeedTelemetry
-from kasmina_edge.errors import InputError
+from kasmina_edge.errors import InputError, StorageError
+from kasmina_edge.fleet.erasures import MAX_IN_A_PLAN, CarriedOut, ErasureBook, carry_out, in_plan
 from kasmina_edge.safety.encryption import load_signing_key
 from kasmina_edge.telemetry.capture import CaptureStore
 from kasmina_edge.telemetry.sketch import LogHistogram
@@ -85,6 +89,85 @@ def test_a_demand_is_checked_before_anything_is_done(line: Line) -> None:
     nowhere = ["--offline-keys", str(line.desk.folder / "nowhere")]
     said = line.desk.call("fleet", "erase", "cam-1", "--yes", *line.desk.fleet, *nowhere, code=2)
     assert "offline keys" in said
+
+
+def test_the_keys_are_looked_at_before_anything_is_removed(line: Line) -> None:
+    store = line.desk.office().store()
+    store.add_capture("cam-1", line.capture(100.0))
+    (line.desk.folder / "wrong").mkdir()
+    wrong = ["--offline-keys", str(line.desk.folder / "wrong")]
+    line.desk.call("fleet", "erase", "cam-1", "--yes", *line.desk.fleet, *wrong, code=2)
+    assert len(store.captures()) == 1 and not (line.desk.folder / "fleet/erasures.json").exists()
+
+
+def test_a_demand_that_was_cut_names_its_grafts_when_it_is_repeated(line: Line) -> None:
+    office = line.desk.office()
+    office.store().add_capture("cam-1", line.capture(100.0))
+    plan = office.repository.current_plan("digits")
+    assert plan is not None
+    grown = make_bundle(version="1.1.0", seed=3, grafts=(make_graft(capture_batches=("cam-1/000000",)),))
+    demand, path = Erasure(id="dpo-7", to_s=500.0), line.desk.folder / "fleet/erasures.json"
+
+    def cut(plan: ChangePlan, erasures: tuple[Erasure, ...]) -> int:
+        raise StorageError("the medium with the keys was pulled")
+
+    def again(sign: Callable[[ChangePlan, tuple[Erasure, ...]], int]) -> CarriedOut:
+        remove = office.store().erase_captures
+        return carry_out(
+            demand, ErasureBook(path), remove=remove, plans=[plan], sign=sign, manifests=[(2, grown.manifest)]
+        )
+
+    with pytest.raises(StorageError):
+        again(cut)
+    assert office.store().captures() == []
+    done = again(lambda plan, erasures: 2)
+    assert done.removed == () and done.grafts == ("digits 1.1.0 (release 2)",)
+    assert ErasureBook(path).all() == (demand,), "a store that reads it as before"
+    ErasureBook(path).add(Erasure(id="dpo-8", to_s=600.0))
+    assert again(lambda plan, erasures: 3).grafts == done.grafts, "another demand keeps what is known of this one"
+
+
+def spans(count: int, gap_s: float = 10.0) -> list[Erasure]:
+    return [Erasure(id=f"e{i}", device="cam-1", from_s=i * gap_s, to_s=i * gap_s + 5.0) for i in range(count)]
+
+
+def test_no_demand_is_pushed_out_of_a_plan(tmp_path: Path) -> None:
+    book = ErasureBook(tmp_path / "erasures.json")
+    many = spans(MAX_IN_A_PLAN)
+    (tmp_path / "erasures.json").write_bytes(type(book._read())(erasures=tuple(many)).to_bytes())
+    assert in_plan(book.all()) == tuple(many)
+    with pytest.raises(InputError, match=f"{MAX_IN_A_PLAN + 1} separate spans.*at most {MAX_IN_A_PLAN}"):
+        book.add(Erasure(id="one-more", device="cam-2", to_s=5.0))
+    assert book.all() == tuple(many), "nothing was forgotten, nothing half written down"
+    book.add(Erasure(id="within", device="cam-1", from_s=1.0, to_s=2.0))
+    book.add(Erasure(id="bridge", device="cam-1", from_s=4.0, to_s=12.0))
+    carried = in_plan(book.all())
+    assert len(carried) == MAX_IN_A_PLAN - 1
+    assert [e for e in carried if e.from_s < 20.0] == [Erasure(id=carried[0].id, device="cam-1", from_s=0.0, to_s=15.0)]
+    assert carried[0].id.startswith("joined-"), "under a new name, so that devices carry it out anew"
+    book.add(Erasure(id="all", to_s=9e9))
+    assert [e.id for e in in_plan(book.all())] == ["all"]
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([None, "cam-1", "cam-2"]), st.integers(0, 20), st.integers(1, 6)),
+        min_size=1, max_size=12,
+    ),
+    st.integers(1, 12),
+)  # fmt: skip
+def test_a_plan_covers_exactly_what_was_demanded(demands: list[tuple[str | None, int, int]], limit: int) -> None:
+    made = [Erasure(id=f"e{i}", device=d, from_s=a, to_s=a + n) for i, (d, a, n) in enumerate(demands)]
+    try:
+        carried = in_plan(made, limit)
+    except InputError:
+        assert len(made) > limit
+        return
+    assert len(carried) <= limit
+    for device in ("cam-1", "cam-2", "cam-3"):
+        for half in range(56):
+            at_s = half / 2
+            assert any(e.covers(device, at_s) for e in carried) == any(e.covers(device, at_s) for e in made)
 
 
 def test_sampling_stands_in_the_plan(line: Line) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -17,13 +18,15 @@ from worlds.bundles import make_bundle
 from worlds.repositories import DAY_S, World
 
 from kasmina_edge.contracts.canonical import sha256_hex
+from kasmina_edge.contracts.presence import ControllerState
 from kasmina_edge.contracts.record import Desired, DeviceAlert, DeviceState, Reported, TelemetryRecord
 from kasmina_edge.contracts.topics import Topics
 from kasmina_edge.contracts.transfer import ChunkRequest
 from kasmina_edge.errors import LinkError, StorageError
 from kasmina_edge.fleet.chunk_server import ChunkServer
 from kasmina_edge.fleet.controller import Controller, is_retained, order_of_publication
-from kasmina_edge.fleet.intake import MAX_STATUS_BYTES, Store
+from kasmina_edge.fleet.intake import MAX_STATUS_BYTES, Intake, Store
+from kasmina_edge.fleet.presence import Presence
 from kasmina_edge.fleet.store import FleetStore
 from kasmina_edge.telemetry.publisher import encode_batch
 from kasmina_edge.transport.memory import MemoryBroker, MemoryTransport
@@ -74,6 +77,8 @@ def running(
 class Notebook:
     """A store that remembers calls."""
 
+    full = False
+
     def __init__(self) -> None:
         self.calls: list[tuple[str, Any]] = []
 
@@ -93,8 +98,10 @@ class Notebook:
         self.calls.append(("event", (device, payload)))
 
     def add_capture(self, device: str, payload: bytes) -> None:
-        if payload == b"disk full":
+        if self.full:
             raise StorageError("fleet.db: no space left on the disk")
+        if payload == b"not for this table":
+            raise StorageError("fleet.db: SQLite refused") from sqlite3.IntegrityError("NOT NULL")
         self.calls.append(("capture", (device, payload)))
 
 
@@ -327,7 +334,7 @@ MALFORMED = [
     ("ev", b'{"device":"cam-1"}'),
     ("ev", b"[" * 60_000),
     ("ev", b"x" * 70_000),
-    ("t/capture", b"disk full"),
+    ("t/capture", b"not for this table"),
     ("req", b"{}"),
 ]
 
@@ -346,6 +353,34 @@ def test_what_does_not_hold_is_dropped_counted_and_logged_and_the_next_message_i
         assert sum(controller.intake.dropped.values()) == 1
     (line,) = [r for r in caplog.records if "dropped a message" in r.getMessage()]
     assert line.topic == TOPICS.device("cam-1", leaf)  # type: ignore[attr-defined]
+
+
+def test_a_controller_with_a_full_disk_says_that_it_is_away_and_loses_nothing(memory: Subject, world: World) -> None:
+    heard, store = Inbox(), Notebook()
+    memory.connected("watcher").subscribe(TOPICS.controller(), heard)
+
+    def says(online: bool) -> None:
+        heard.wait_until(
+            lambda found: bool(found) and ControllerState.from_bytes(found[-1].payload).online is online, f"{online}"
+        )
+
+    transport = memory.client("controller", clean_start=False)
+    Presence(transport, TOPICS, world.clock)
+    intake = Intake(transport, TOPICS, store)
+    intake.subscribe()
+    transport.connect(DEADLINE_S)
+    says(online=True)
+    store.full = True
+    cam = memory.connected("cam-1")
+    for i in range(3):
+        cam.publish(TOPICS.telemetry("cam-1", "capture"), b"%d" % i)
+    says(online=False)
+    wait_for(lambda: transport.connections > 2, "other links")
+    assert store.calls == [] and intake.dropped == {}
+    assert not ControllerState.from_bytes(heard.messages[-1].payload).online, "also on a new link"
+    store.full = False
+    says(online=True)
+    assert [value for _, value in store.calls] == [("cam-1", b"%d" % i) for i in range(3)]
 
 
 def test_a_name_that_is_no_device_id_is_dropped_and_a_deletion_is_silent(memory: Subject, world: World) -> None:
@@ -378,6 +413,18 @@ def test_a_request_is_answered_on_the_askers_own_topic_or_not_at_all(
         assert [m.correlation for m in own.wait()] == [b"2"]
         assert others.messages == []
         assert controller.intake.dropped == {"InputError": 1}
+
+
+def test_a_disk_that_cannot_answer_a_request_does_not_stop_the_intake(world: World) -> None:
+    def unreadable(device: str, message: Message) -> None:
+        raise StorageError("bundles/a: the disk failed")
+
+    intake = Intake(MemoryTransport(MemoryBroker(), "c"), TOPICS, Notebook())
+    request = Message(TOPICS.request("cam-1"), b"{}", correlation=b"1")
+    intake.guarded(unreadable)(request)
+    assert intake.dropped == {"StorageError": 1}
+    with pytest.raises(StorageError):
+        intake.guarded(unreadable, stores=True)(request)
 
 
 class Mute(MemoryTransport):

@@ -12,14 +12,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from pydantic import ValidationError
 from worlds.disks import LOSSES, Lose, PowerCut, PowerDisk
-from worlds.telemetry import BUNDLE, make_frame, make_plan
+from worlds.telemetry import BUNDLE, NOW, make_frame, make_plan
 
 from kasmina_edge.contracts.canonical import sha256_hex
 from kasmina_edge.contracts.change_plan import CaptureBudget, Erasure
 from kasmina_edge.safety.audit import AuditLog, verify
 from kasmina_edge.safety.encryption import public_hex
 from kasmina_edge.storage import use_disk
-from kasmina_edge.telemetry.capture import CaptureStore
+from kasmina_edge.telemetry.capture import MAX_ERASURES_KNOWN, CaptureStore
+from kasmina_edge.telemetry.capture_ledger import MAX_SPANS_KNOWN
 from kasmina_edge.telemetry.erasure import carry_out
 from kasmina_edge.telemetry.outbox import Outbox
 
@@ -123,7 +124,95 @@ def test_nothing_is_remembered_when_the_proof_was_not_written(device: Device) ->
     assert [e.id for e in store.erasures_due()] == ["r"]
 
 
+def test_a_caller_with_an_older_plan_keeps_nothing_that_was_erased(device: Device) -> None:
+    """An app that reads its plan late, or the window that it still holds, comes after the proof."""
+    device.keep(1)
+    older = device.store()
+    demands = Erasure(id="r", from_s=900.0, to_s=1005.0), Erasure(id="s", from_s=1005.0, to_s=1010.0)
+    carry_out(device.store(*demands, serial=2), device.outbox, device.audit.append)
+    assert [older.keep(make_frame(), bundle=BUNDLE, at_s=t) for t in (900.0, 1004.9, 1009.9)] == [None] * 3
+    assert older.keep(make_frame(), bundle=BUNDLE, at_s=1010.0) is not None  # the end is not covered
+    assert older.pending() == [1]
+    assert '"covered":[[900.0,1010.0]]' in (device.folder / "capture/ledger.json").read_text()
+
+
+def test_many_demands_leave_a_short_ledger(device: Device) -> None:
+    for i in range(MAX_SPANS_KNOWN + 3):
+        device.store().erase(Erasure(id=f"r{i}", from_s=10.0 * i, to_s=10.0 * i + 1))
+    newest = 10.0 * (MAX_SPANS_KNOWN + 2)
+    store = device.store()
+    assert store.keep(make_frame(), bundle=BUNDLE, at_s=newest) is None
+    assert store.keep(make_frame(), bundle=BUNDLE, at_s=newest + 1) is not None
+    assert len((device.folder / "capture/ledger.json").read_bytes()) < 32 * MAX_SPANS_KNOWN
+
+
+def test_what_the_plan_still_demands_is_not_forgotten_to_be_done(device: Device) -> None:
+    """However many came after it: else it would be carried out and told again and again."""
+    store = device.store(Erasure(id="old", to_s=1.0))
+    carry_out(store, device.outbox, device.audit.append)
+    store.remember_erasures(f"r{i}" for i in range(MAX_ERASURES_KNOWN + 5))
+    assert store.erasures_due() == []
+    device.store().remember_erasures(f"s{i}" for i in range(MAX_ERASURES_KNOWN))
+    assert [e.id for e in store.erasures_due()] == ["old"]  # of another plan meanwhile
+
+
+def test_what_a_write_that_was_cut_off_left_is_erased_too(device: Device) -> None:
+    device.keep(1)
+    leftover = device.folder / "capture/.000000000001.sealed.abc.tmp"
+    leftover.write_bytes(b"a sealed frame")
+    carry_out(device.store(Erasure(id="r", to_s=9e9), serial=2), device.outbox, device.audit.append)
+    assert not leftover.exists()
+
+
+def test_a_loop_is_heard_while_it_erases(device: Device) -> None:
+    device.keep(3)
+    device.upload(0)
+    beats: list[None] = []
+    store = device.store(Erasure(id="r", to_s=9e9), serial=2)
+    carry_out(store, device.outbox, device.audit.append, lambda: beats.append(None))
+    assert len(beats) == 3  # two frames of the folder, one page of the outbox
+
+
+def test_days_begin_when_the_clock_was_set(device: Device) -> None:
+    """A device that starts in 1970 and hears the time later did not keep its frames for fifty years."""
+    device.now = 10.0
+    device.keep(3)
+    limited = device.store(max_days=7)
+    assert limited.spent() == (3, limited.spent()[1], None)  # type: ignore[index]
+    device.now = NOW
+    assert carry_out(limited, device.outbox, device.audit.append) == [] and limited.pending() == [0, 1, 2]
+    device.now += 6.9 * DAY_S
+    assert not limited.days_are_over()
+    device.now += 0.2 * DAY_S
+    assert len(carry_out(limited, device.outbox, device.audit.append)[0].items) == 3
+
+
+def test_a_clock_that_was_ahead_extends_no_days(device: Device) -> None:
+    device.now = 4e9
+    limited = device.store(max_days=7)
+    assert limited.keep(make_frame(), bundle=BUNDLE) is not None
+    device.now = NOW
+    assert not limited.days_are_over()
+    device.now += 6 * DAY_S
+    assert limited.keep(make_frame(1), bundle=BUNDLE) is not None
+    device.now += 1.1 * DAY_S
+    assert limited.days_are_over() and limited.keep(make_frame(2), bundle=BUNDLE) is None
+
+
+def test_days_end_what_waits_in_the_outbox_too(device: Device) -> None:
+    device.now = NOW
+    device.keep(3)
+    device.upload(0)
+    device.outbox.append("stats", b"{}")
+    limited = device.store(max_days=1)
+    device.now += 1.1 * DAY_S
+    (expired,) = carry_out(limited, device.outbox, device.audit.append)
+    assert [s for s, _ in expired.items] == [0, 1, 2] and device.outbox.size().entries == 1
+    assert carry_out(limited, device.outbox, device.audit.append) == []
+
+
 def test_days_end_the_capture_and_what_still_waits(device: Device) -> None:
+    device.now = NOW
     device.keep(3)
     device.now += 2 * DAY_S
     assert device.store().keep(make_frame(), bundle=BUNDLE)  # no limit without days
@@ -132,8 +221,10 @@ def test_days_end_the_capture_and_what_still_waits(device: Device) -> None:
     (expired,) = carry_out(limited, device.outbox, device.audit.append)
     assert len(expired.items) == 4 and limited.pending() == [] and device.told() == ["captures_expired"]
     assert carry_out(limited, device.outbox, device.audit.append) == []
-    fresh = device.store(max_days=1.5, serial=2)
-    assert fresh.keep(make_frame(), bundle=BUNDLE) is not None  # a newer plan brings new days
+    newer = device.store(max_days=1.5, serial=2)
+    assert newer.keep(make_frame(), bundle=BUNDLE) is None  # the same budget is as old as it was
+    fresh = device.store(max_days=1.5, serial=3, renewal=1)
+    assert fresh.keep(make_frame(), bundle=BUNDLE) is not None and not fresh.days_are_over()
 
 
 @pytest.mark.parametrize("lose", LOSSES)

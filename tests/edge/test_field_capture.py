@@ -12,7 +12,7 @@ from worlds.bundles import digits, make_bundle, make_profile
 from worlds.fleets import MemoryFleet, plan_limits, wait_for
 from worlds.telemetry import make_plan
 
-from kasmina_edge.contracts.change_plan import CaptureSampling
+from kasmina_edge.contracts.change_plan import CaptureSampling, Erasure
 from kasmina_edge.runtime import Runtime
 from kasmina_edge.runtime.field_capture import FieldCapture
 from kasmina_edge.runtime.serving import Serving
@@ -81,3 +81,23 @@ def test_a_plan_that_ends_lets_go_of_what_waits_in_memory(tmp_path: Path, servin
     picks.look(serving, frame, score=0.5, drifted=False, at_s=100.0)
     picks.look(serving, frame, score=0.95, drifted=False, at_s=100.1)
     assert picks.due(102.0) == 2 and len(stores[0].pending()) == 2
+
+
+def test_a_window_ends_under_the_plan_of_that_moment(tmp_path: Path, serving: Serving) -> None:
+    """No frame needs to come between the new plan and the end of the window; and the other picks are kept."""
+    key = public_hex(Ed25519PrivateKey.from_private_bytes(bytes(range(32))))
+    capture = make_plan(key).capture.model_copy(update={"sampling": SAMPLING})  # type: ignore[union-attr]
+
+    def store(*erasures: Erasure, serial: int = 1) -> CaptureStore:
+        plan = make_plan(key, serial=serial, capture=capture, erasures=erasures)
+        return CaptureStore(tmp_path / "capture", plan, "cam-1", lambda: 0.0)
+
+    stores = [store()]
+    picks = FieldCapture(lambda name: stores[0], random.Random(0))
+    for at_s in (10.0, 10.6):
+        picks.look(serving, digits()[0][0], score=0.95, drifted=False, at_s=at_s)
+    stores[0] = store(Erasure(id="r", to_s=10.5), serial=2)
+    assert picks.due(12.0) == 1 and len(stores[0].pending()) == 1
+    picks.look(serving, digits()[0][0], score=0.95, drifted=False, at_s=20.0)
+    stores[0] = CaptureStore(tmp_path / "capture", make_plan(key, serial=3, capture=None), "cam-1", lambda: 0.0)
+    assert picks.due(22.0) == 0 and len(stores[0].pending()) == 1

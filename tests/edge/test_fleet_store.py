@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sqlite3
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worlds.telemetry import BUNDLE, NOW, Clock, make_frame, make_plan, make_record
 
+from kasmina_edge.contracts.change_plan import Erasure
 from kasmina_edge.contracts.record import DeviceState, Reported
 from kasmina_edge.errors import InputError, StorageError, TrustError
-from kasmina_edge.fleet.store import KEPT_WINDOWS, MAX_EVENTS, FleetStore, accepts_reported, accepts_state
+from kasmina_edge.fleet.ledger import KEPT_HEADS, KEPT_LIVES
+from kasmina_edge.fleet.store import (
+    KEPT_WINDOWS,
+    MAX_CAPTURE_BYTES,
+    MAX_EVENTS,
+    FleetStore,
+    accepts_reported,
+    accepts_state,
+)
 from kasmina_edge.safety.alerts import AlertLimits
 from kasmina_edge.safety.encryption import public_hex
 from kasmina_edge.telemetry.capture import CaptureStore
@@ -105,13 +116,15 @@ boots = st.builds(state, st.booleans(), st.integers(0, 4), st.none() | st.floats
 
 
 @given(st.lists(boots, min_size=1, max_size=20))
-def test_the_boot_never_goes_back(messages: list[DeviceState]) -> None:
+def test_the_boot_never_goes_back_but_for_a_later_birth(messages: list[DeviceState]) -> None:
     known: DeviceState | None = None
     for message in messages:
         if accepts_state(known, message):
-            assert known is None or message.boot >= known.boot
+            if known is not None and message.boot < known.boot:
+                assert message.online and message.at_s is not None and known.at_s is not None
+                assert message.at_s > known.at_s
             known = message
-    assert known is not None and known.boot == max(m.boot for m in messages)
+    assert known is not None
 
 
 def test_reports_are_ordered_by_boot_and_sequence(tmp_path: Path) -> None:
@@ -149,6 +162,96 @@ def test_views_carry_the_alerts_that_stand(tmp_path: Path) -> None:
     assert {a.kind for a in store.devices()[0].alerts} == {"drift", "accuracy", "silent"}
 
 
+def head(letter: str, seq: int) -> dict[str, Any]:
+    return {"audit_seq": seq, "audit_hash": letter * 64, "life": "l1"}
+
+
+def kinds(store: FleetStore) -> set[str]:
+    return {a.kind for view in store.devices() for a in view.held}
+
+
+def claim(life: str, seq: int) -> bytes:
+    audit = {"seq": seq, "hash": "c" * 64, "prev": "0" * 64}
+    return json.dumps({"device": "cam-1", "event": "x", "life": life, "audit": audit}).encode()
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        [claim(f"fake{i}", 1) for i in range(KEPT_LIVES + 2)],
+        [claim("l1", 10**6 + 2 * i) for i in range(KEPT_HEADS + 9)],
+    ],
+    ids=["made-up lives", "high numbers"],
+)
+def test_events_push_out_no_head_that_was_reported(tmp_path: Path, claims: list[bytes]) -> None:
+    store = make_store(tmp_path)
+    assert store.set_reported(make_reported(1, **head("a", 500)))
+    for payload in claims:
+        store.add_event("cam-1", payload)
+    store.acknowledge("cam-1", ["new_life"])
+    assert store.set_reported(make_reported(2, boot=2, **head("b", 4)))
+    assert "audit_regress" in kinds(store)
+    with store._file.read() as db:
+        (rows,) = db.execute("SELECT count(*) FROM audit_head").fetchone()
+    assert rows <= KEPT_HEADS + 1
+
+
+def test_a_device_with_too_many_lives_is_told_and_its_first_head_stays(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    store.set_reported(make_reported(1, **head("a", 500)))
+    for i in range(KEPT_LIVES - 1):
+        store.set_reported(make_reported(1, **{**head("c", 1), "life": f"fake{i}"}))
+    assert kinds(store) == {"new_life"}
+    store.set_reported(make_reported(1, **{**head("c", 1), "life": "one-more"}))
+    assert kinds(store) == {"new_life", "audit_regress"}
+    store.set_reported(make_reported(2, **head("b", 4)))
+    told = [a.message for view in store.devices() for a in view.held if a.kind == "audit_regress"]
+    assert "more than 16 lives" in told[0] and "(2 times)" in told[0]
+
+
+def test_the_last_report_is_held_against_the_next_also_without_its_head(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    store.set_reported(make_reported(1, **head("a", 500)))
+    with store._file.write() as db:
+        db.execute("DELETE FROM audit_head")
+    store.set_reported(make_reported(2, **head("b", 4)))
+    assert kinds(store) == {"audit_regress"}
+
+
+def test_a_device_whose_folder_was_put_back_is_shown_as_it_is_and_accused(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    late = make_reported(1, boot=2, at_s=NOW, name="digits", version="0.9.0", **head("a", 5))
+    store.set_reported(late)
+    store.set_state(state(True, boot=5, at_s=NOW + 50))
+    store.set_reported(make_reported(3, boot=5, at_s=NOW + 50, name="digits", version="1.0.0", **head("b", 9)))
+    assert not store.set_reported(late), "late, by the device's clock"
+    assert not store.set_reported(make_reported(1, boot=2, at_s=NOW + 99, **head("a", 5))), "what was said before"
+    assert not store.set_reported(make_reported(1, boot=2, at_s=NOW + 99, **head("d", 11))), "no regress: merely late"
+    assert not store.set_state(state(False, boot=1, at_s=NOW + 99)) and not kinds(store)
+    assert store.set_state(state(True, boot=1, at_s=NOW + 99))
+    assert store.set_reported(make_reported(0, boot=1, at_s=NOW + 99, name="digits", version="1.1.0", **head("d", 4)))
+    (view,) = store.devices()
+    assert view.reported is not None and (view.reported.version, view.boot, view.online) == ("1.1.0", 1, True)
+    assert kinds(store) == {"audit_regress"}
+    assert store.set_state(state(False, boot=1, at_s=NOW + 99)), "and its will counts"
+
+
+def test_an_acknowledged_regress_lets_the_order_go_once(tmp_path: Path) -> None:
+    """A restored device without a clock cannot show that it is newer: an operator says so."""
+    store = make_store(tmp_path)
+    store.set_state(state(True, boot=5, at_s=NOW))
+    store.set_reported(make_reported(3, boot=5, **head("b", 9)))
+    again, earlier = make_reported(0, boot=1, at_s=9.0, **head("d", 4)), state(True, boot=1, at_s=9.0)
+    assert not store.set_reported(again) and not store.set_state(earlier)
+    store.set_reported(make_reported(4, boot=5, **head("e", 9)))
+    assert store.acknowledge("cam-1") == ("audit_regress",)
+    assert not store.set_state(state(False, boot=1, at_s=9.0)), "never a will"
+    assert store.set_reported(again) and store.set_state(earlier)
+    assert not store.set_reported(make_reported(9, boot=0, **head("d", 4)))
+    (view,) = store.devices()
+    assert view.boot == 1 and view.reported == again
+
+
 def make_capture(folder: Path, device: str = "cam-1", count: int = 1) -> list[bytes]:
     store = CaptureStore(folder, make_plan(public_hex(X25519PrivateKey.generate())), device, Clock())
     for i in range(count):
@@ -181,6 +284,78 @@ def test_signatures_can_be_checked_on_arrival(tmp_path: Path) -> None:
     with pytest.raises(TrustError, match="signature"):
         store.add_capture("cam-1", payload, device_public_hex=public_hex(Ed25519PrivateKey.generate()))
     assert store.add_capture("cam-1", payload, device_public_hex=public_hex(PEN))
+
+
+def test_a_store_that_knows_the_keys_takes_nothing_unsigned_and_of_nobody(tmp_path: Path) -> None:
+    keys = {"cam-1": public_hex(PEN), "cam-2": public_hex(Ed25519PrivateKey.generate())}
+    store = make_store(tmp_path, key_of=keys.get)
+    assert store.add_capture("cam-1", make_capture(tmp_path / "a")[0])
+    with pytest.raises(TrustError, match="signature"):
+        store.add_capture("cam-2", make_capture(tmp_path / "b", "cam-2")[0])
+    with pytest.raises(TrustError, match="no such device is enrolled"):
+        store.add_capture("cam-3", make_capture(tmp_path / "c", "cam-3")[0])
+
+
+def test_captures_of_a_device_are_bounded_in_bytes(tmp_path: Path) -> None:
+    one, two = make_capture(tmp_path / "a", count=2)
+    store = make_store(tmp_path, max_capture_bytes=len(one) + len(two) - 1)
+    assert store.add_capture("cam-1", one)
+    with pytest.raises(InputError, match=f"1 captured frames of {len(one)} bytes are held"):
+        store.add_capture("cam-1", two)
+    assert MAX_CAPTURE_BYTES >= 1024 * 256 * 1024
+    roomy = make_store(tmp_path)
+    assert roomy.add_capture("cam-1", two)
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_erased_captures_are_overwritten(tmp_path: Path, running: bool) -> None:
+    """Also in the write-ahead log, and while another process has the file open."""
+    store, other = make_store(tmp_path), make_store(tmp_path)
+    payloads = make_capture(tmp_path / "a", count=3)
+    for payload in payloads:
+        other.add_capture("cam-1", payload)
+    found = [p[200:400] in q.read_bytes() for p in payloads for q in tmp_path.glob("fleet.db*")]
+    assert any(found), "they were there"
+    if not running:
+        other.close()
+    assert len(store.erase_captures(Erasure(id="r", to_s=9e9))) == 3
+    raw = [q.read_bytes() for q in tmp_path.glob("fleet.db*")]
+    assert not any(p[200:400] in part for p in payloads for part in raw)
+
+
+def test_a_capture_that_comes_during_an_erasure_does_not_stay(tmp_path: Path) -> None:
+    """The demand is written down between the question whether one covers the frame and its insertion."""
+    demands: list[Erasure] = []
+    other = make_store(tmp_path, is_erased=lambda device, at_s: bool(demands))
+    erased: list[object] = []
+
+    def erase() -> None:
+        erased.extend(other.erase_captures(demands[0]))
+
+    eraser = threading.Thread(target=erase)
+
+    def asked(device: str, at_s: float) -> bool:
+        demands.append(Erasure(id="r", to_s=9e9))
+        eraser.start()
+        eraser.join(0.2)
+        return False
+
+    store = make_store(tmp_path, is_erased=asked)
+    assert store.add_capture("cam-1", make_capture(tmp_path / "a")[0])
+    eraser.join()
+    assert erased == [("cam-1", 0)] and other.captures() == []
+
+
+def test_an_erasure_that_cannot_be_noted_removes_nothing(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    store.add_capture("cam-1", make_capture(tmp_path / "a")[0])
+
+    def refuse(gone: Sequence[tuple[str, int]]) -> None:
+        raise StorageError(f"no space to write down {gone}")
+
+    with pytest.raises(StorageError, match="cam-1"):
+        store.erase_captures(Erasure(id="r", to_s=9e9), refuse)
+    assert len(store.captures()) == 1
 
 
 def test_events_are_bounded(tmp_path: Path) -> None:

@@ -6,11 +6,16 @@ import logging
 import os
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from worlds.disks import PowerCut, PowerDisk
 
 from kasmina_edge.errors import InputError, KasminaError, StorageError, TrustError
 from kasmina_edge.safety.keystore import (
@@ -24,6 +29,8 @@ from kasmina_edge.safety.keystore import (
 )
 from kasmina_edge.safety.tpm import TOOLS, TpmKey, run_program
 from kasmina_edge.safety.vault import Vault, open_vault
+from kasmina_edge.storage import use_disk
+from kasmina_edge.telemetry.outbox import Outbox
 
 KEY = bytes(range(32))
 
@@ -85,8 +92,8 @@ def subjects(folder: Path) -> list[Keystore]:
         FolderKey(data),
         TpmKey(data / "vault/kek.tpm", run=FakeTpm()),
     ]
-    (folder / "credentials").mkdir()
-    data.mkdir()
+    for place in ("credentials", "usb", "data"):
+        (folder / place).mkdir()
     return found
 
 
@@ -169,7 +176,7 @@ def test_the_fallback_is_refused_where_an_external_key_is_required(tmp_path: Pat
 
 
 def test_a_vault_moves_from_the_fallback_to_the_key_it_is_given(tmp_path: Path) -> None:
-    data, key = tmp_path / "data", str(tmp_path / "usb/key")
+    data, key = tmp_path / "data", str(tmp_path / "key")
     sealed = open_vault(data, environ={}).sealer("outbox").seal(b"x", b"")
     assert (data / "vault/kek").exists()
     vault = open_vault(data, key_file=key, require_external=True, environ={})
@@ -180,7 +187,7 @@ def test_a_vault_moves_from_the_fallback_to_the_key_it_is_given(tmp_path: Path) 
 
 
 def test_a_move_that_was_cut_off_is_finished(tmp_path: Path) -> None:
-    data, key = tmp_path / "data", tmp_path / "usb/key"
+    data, key = tmp_path / "data", tmp_path / "key"
     fallback = FolderKey(data)
     vault = Vault.open(data / "vault", fallback)
     sealed = vault.sealer("outbox").seal(b"x", b"")
@@ -189,6 +196,121 @@ def test_a_move_that_was_cut_off_is_finished(tmp_path: Path) -> None:
     assert (data / "vault/kek").read_bytes() == kept  # the power went before it was deleted
     assert open_vault(data, key_file=str(key), environ={}).sealer("outbox").open(sealed, b"") == b"x"
     assert not (data / "vault/kek").exists()
+
+
+def copies(folder: Path) -> list[str]:
+    """Hidden files, which are what drafts are."""
+    return [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_no_copy_of_a_key_outlives_a_power_cut(tmp_path: Path) -> None:
+    """A draft that a cut left is removed with the next opening, also when that moves the vault away from its key."""
+    left = 0
+    for cut in range(1, 80):
+        data = tmp_path / f"data{cut}"
+        (tmp_path / f"attic{cut}").mkdir()
+        done = False
+        with suppress(PowerCut), use_disk(PowerDisk(tmp_path / f"attic{cut}", cut, "nothing", seed=cut)):
+            Vault.open(data / "vault", FolderKey(data)).rotate_kek()
+            done = True
+        if done:
+            break
+        left += bool((data / "vault").is_dir() and copies(data / "vault"))
+        key_file = str(tmp_path / f"key{cut}") if cut % 2 else ""
+        open_vault(data, key_file=key_file, environ={})
+        names = {path.name for path in (data / "vault").iterdir()}
+        assert names == {"keys.json", "keys.lock"} | ({"kek"} if not key_file else set()), cut
+    assert done and left >= 4
+
+
+def test_copies_beside_an_external_key_are_removed_too(tmp_path: Path) -> None:
+    for name in (".key.71.new", ".key.next.72.new", "..key.71.new.71-9.tmp"):
+        put(tmp_path / name, KEY)
+    put(tmp_path / ".keyring.new", b"somebody else's")
+    Vault.open(tmp_path / "data/vault", KeyFile(tmp_path / "key", tmp_path / "data"))
+    assert copies(tmp_path) == [".keyring.new"]
+
+
+def test_the_fallback_key_opens_nothing_that_was_sealed_after_the_move(tmp_path: Path) -> None:
+    data, stolen = tmp_path / "data", tmp_path / "stolen"
+    before = open_vault(data, environ={}).sealer("outbox").seal(b"before", b"")
+    shutil.copytree(data, stolen)  # what flash memory may still hold
+    sealer = open_vault(data, key_file=str(tmp_path / "key"), environ={}).sealer("outbox")
+    after = sealer.seal(b"after", b"")
+    assert [sealer.open(s, b"") for s in (before, after)] == [b"before", b"after"]
+    thief = open_vault(stolen, environ={}).sealer("outbox")
+    assert thief.open(before, b"") == b"before"
+    with pytest.raises(TrustError, match="no key 2"):
+        thief.open(after, b"")
+
+
+def test_a_process_that_ran_while_the_key_moved_is_told_to_restart(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    running = open_vault(data, environ={}).sealer("outbox")
+    outbox = Outbox(data / "outbox.db", sealer=running)
+    outbox.append("alert", b"x", priority=2)
+    open_vault(data, key_file=str(tmp_path / "key"), environ={})
+    with pytest.raises(TrustError, match="wrapped under key") as caught:
+        running.seal(b"y", b"")
+    assert "restart every process" in caught.value.next_step
+    with pytest.raises(StorageError, match="wrapped under key"):
+        outbox.peek()
+    outbox.close()
+    sealer = open_vault(data, key_file=str(tmp_path / "key"), environ={}).sealer("outbox")
+    again = Outbox(data / "outbox.db", sealer=sealer)
+    assert [e.payload for e in again.peek()] == [b"x"] and again.dropped() == 0  # it was not the data's fault
+
+
+def test_several_may_move_a_vault_at_once(tmp_path: Path) -> None:
+    for each in range(5):
+        data, key_file = tmp_path / f"data{each}", str(tmp_path / f"key{each}")
+        sealed = open_vault(data, environ={}).sealer("outbox").seal(b"x", b"")
+        together = threading.Barrier(4)
+
+        def move(data: Path = data, key_file: str = key_file, together: threading.Barrier = together) -> Vault:
+            together.wait(10)
+            return open_vault(data, key_file=key_file, environ={})
+
+        with ThreadPoolExecutor(4) as pool:
+            vaults = [f.result(30) for f in [pool.submit(move) for _ in range(4)]]
+        assert [v.sealer("outbox").open(sealed, b"") for v in vaults] == [b"x"] * 4
+
+
+def test_what_is_no_ordinary_file_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo", 0o600)
+    (tmp_path / "folder").mkdir(mode=0o700)
+    for path in (tmp_path / "fifo", tmp_path / "folder", Path("/dev/zero")):
+        with pytest.raises(InputError, match="not an ordinary file"):
+            open_vault(tmp_path / "data", key_file=str(path), environ={})
+    data = tmp_path / "other"
+    open_vault(data, environ={})
+    ring = data / "vault/keys.json"
+    for make in (Path.mkdir, os.mkfifo):
+        ring.unlink()
+        make(ring)
+        for key_file in ("", str(tmp_path / "key")):  # opened, and moved away from the fallback
+            with pytest.raises(StorageError, match=r"keys\.json: not an ordinary file"):
+                open_vault(data, key_file=key_file, environ={})
+        if ring.is_dir():
+            ring.rmdir()
+            ring.touch()
+
+
+def test_a_key_is_made_only_where_there_is_a_folder_and_a_shared_disk_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data, key = tmp_path / "data", tmp_path / "stick/key"
+    with pytest.raises(InputError, match="there is no folder") as caught:
+        open_vault(data, key_file=str(key), environ={})
+    assert "Mount the medium" in caught.value.next_step and not key.parent.exists()
+    key.parent.mkdir()
+    open_vault(data, key_file=str(key), environ={})
+    assert "on the same disk as the data: a stolen disk is readable" in caplog.text and "not mounted" in caplog.text
+    if not on_one_disk(Path("/dev/shm"), tmp_path):
+        caplog.clear()
+        with TemporaryDirectory(dir="/dev/shm") as other:
+            open_vault(tmp_path / "data2", key_file=f"{other}/key", environ={})
+        assert "stolen disk" not in caplog.text
 
 
 def test_one_disk_or_two(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from worlds.telemetry import NOW, Clock
 
-from kasmina_edge.errors import InputError, StorageError
+from kasmina_edge.errors import InputError, LockedError, StorageError
 from kasmina_edge.telemetry.outbox import Outbox
+from kasmina_edge.telemetry.renewed_file import MAX_GENERATION
 from kasmina_edge.telemetry.sqlite_file import SqliteFile, is_damage
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -361,9 +363,140 @@ def test_a_file_in_the_way_and_a_spoiled_generation_are_told(tmp_path: Path) -> 
     (tmp_path / "o.db").mkdir()
     with pytest.raises(StorageError):
         Outbox(tmp_path / "o.db")
-    (tmp_path / "p.db.generation").write_bytes(b"many")
-    with pytest.raises(StorageError, match="expected a number"):
+    (tmp_path / "p.db.generation").write_bytes(b"%d" % MAX_GENERATION)
+    (tmp_path / f"p.db.{MAX_GENERATION}").write_bytes(b"not a database at all" * 400)
+    with pytest.raises(StorageError, match="at most 8388607 can be"):
         Outbox(tmp_path / "p.db")
+
+
+GARBLED = [b"", b"\0\0", b"1x", b"-1", b"9" * 23, b"8388608", b"\xb2", None]
+
+
+@pytest.mark.parametrize("spoiled", GARBLED)
+def test_a_spoiled_generation_costs_nothing_but_its_own_mending(tmp_path: Path, spoiled: bytes | None) -> None:
+    path = tmp_path / "o.db"
+    number = path.with_name("o.db.generation")
+    Outbox(path).close()
+    damage(path)
+    running = Outbox(path)
+    first = running.append("alert", b"before", priority=2)
+    path.with_name("o.db.99999999999").write_bytes(b"somebody's copy")
+    number.write_bytes(spoiled) if spoiled is not None else number.unlink()
+    fresh = Outbox(path)
+    assert [e.payload for e in fresh.peek()] == [b"before"] and number.read_bytes() == b"1"
+    number.write_bytes(spoiled) if spoiled is not None else number.unlink()
+    assert running.append("alert", b"after", priority=2) == first + 1  # also under the feet of one that has it open
+    assert [e.payload for e in fresh.peek()] == [b"before", b"after"] and fresh.damaged() == 1
+    damage(path.with_name("o.db.1"))
+    number.write_bytes(spoiled) if spoiled is not None else number.unlink()
+    assert Outbox(path).append("stats", b"x") > first + 1 and running.damaged() == 2
+
+
+FROZEN = """
+import sys
+from pathlib import Path
+from kasmina_edge.storage import hold_lock
+from kasmina_edge.telemetry.outbox import Outbox
+path, shared = Path(sys.argv[1]), sys.argv[2] == "shared"
+Outbox(path).close()
+with hold_lock(path.with_name(path.name + ".lock"), shared=shared):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("kind", ["shared", "alone"])
+def test_a_frozen_process_holds_nobody_up_for_ever(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "o.db"
+    running = Outbox(path, lock_wait_s=0.2)
+    frozen = subprocess.Popen(
+        [sys.executable, "-c", FROZEN, str(path), kind],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert frozen.stdout is not None and frozen.stdout.readline() == "held\n"
+        os.kill(frozen.pid, signal.SIGSTOP)
+        began = time.monotonic()
+        if kind == "shared":  # who only uses the file is in nobody's way, also not in that of one who opens it
+            assert Outbox(path, lock_wait_s=0.2).append("alert", b"x", priority=2) == 1
+            running.close()
+            damage(path)
+        for attempt in (lambda: Outbox(path, lock_wait_s=0.2), lambda: running.append("stats", b"y")):
+            with pytest.raises(LockedError, match=r"o\.db\.lock: another process holds this lock \(waited 0\.2 s\)"):
+                attempt()
+        assert time.monotonic() - began < 5.0
+        os.kill(frozen.pid, signal.SIGCONT)
+        frozen.communicate("", timeout=10)
+        assert running.append("stats", b"z") > 0
+    finally:
+        frozen.kill()
+        frozen.wait()
+
+
+def test_a_clock_that_jumps_ages_nothing(tmp_path: Path) -> None:
+    """Forty years ahead (a GPS week that rolled over), and back again."""
+    clock, day = Clock(), 86_400.0
+    outbox = Outbox(tmp_path / "o.db", clock=clock)
+    for i in range(5):
+        outbox.append("alert", b"%d" % i, priority=2)
+    outbox.append("stats", b"waits", durable=False)  # stamped before the jump, written after it
+    for jump in (40 * 365 * day, 0.0):
+        clock.now = NOW + jump
+        outbox.append("stats", b"late")
+    assert outbox.size().entries == 8 and outbox.dropped() == 0
+    outbox.close()
+    again = Outbox(tmp_path / "o.db", clock=clock)
+    for hours in range(0, 14 * 24 + 1, 12):  # by a clock that goes on as clocks do
+        assert again.dropped() == 0, hours
+        clock.now = NOW + hours * 3600.0
+        again.append("stats", b"new")
+    clock.now += 3601.0
+    again.append("stats", b"last")
+    assert {e.payload for e in again.peek(1000)} == {b"new", b"last"} and again.dropped() == 8 + 1
+
+
+@pytest.mark.parametrize("now", [float("nan"), float("inf"), -float("inf"), 1e300])
+def test_a_clock_that_shows_no_time_is_a_clock_that_is_not_set(tmp_path: Path, now: float) -> None:
+    clock = Clock()
+    outbox = Outbox(tmp_path / "o.db", max_age_s=60.0, clock=clock)
+    for clock.now in (NOW, now, NOW + 1.0):
+        outbox.append("stats", b"x")
+    assert [e.at_s for e in outbox.peek()] == [NOW, 0.0, NOW + 1.0] and outbox.dropped() == 0
+
+
+BAD = [
+    ("stats", "text", 0), ("stats", None, 0), ("stats", 3, 0), ("bad\ud800", b"x", 0), ("", b"x", 0), (None, b"x", 0),
+    ("a\0b", b"x", 0), ("s" * 129, b"x", 0), ("stats", b"x", 2**70), ("stats", b"x", -(2**63) - 1),
+    ("stats", b"x", 0.5),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_what_can_never_be_stored_is_refused_before_others_wait_behind_it(tmp_path: Path, durable: bool) -> None:
+    outbox = Outbox(tmp_path / "o.db", flush_s=60.0)
+    for stream, payload, priority in BAD:
+        with pytest.raises(InputError, match="outbox: "):
+            outbox.append(stream, payload, priority=priority, durable=durable)  # type: ignore[arg-type]
+    assert outbox.append("alert", b"alarm", priority=2) == 1 and outbox.size().entries == 1
+    outbox.append("stats", memoryview(bytearray(b"view")), durable=durable)  # type: ignore[arg-type]
+    assert [e.payload for e in outbox.peek()] == [b"alarm", b"view"]
+
+
+def test_ids_that_nothing_can_have_are_unknown_ids(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path / "o.db")
+    mine = outbox.append("stats", b"x")
+    strange = [2**63, -1, 2**70, -(2**70), 0, "1", None, 1.0]
+    assert outbox.acknowledge(strange) == outbox.erase(strange) == 0  # type: ignore[arg-type]
+    assert outbox.newer(2**63, stream="stats") == [] and len(outbox.newer(-(2**70), stream="stats")) == 1
+    assert outbox.acknowledge([*strange, mine]) == 1  # type: ignore[list-item]
+
+
+def test_some_streams_can_be_left_out(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path / "o.db")
+    for stream in ("a", "b", "c", "a"):
+        outbox.append(stream, stream.encode())
+    assert [e.stream for e in outbox.peek(without=["a", "c"])] == ["b"]
+    assert outbox.peek(stream="a", without=["a"]) == [] and len(outbox.peek(without=[])) == 4
 
 
 def test_no_look_reads_more_blocks_than_it_gives(tmp_path: Path) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from worlds.telemetry import Clock, make_record
 
-from kasmina_edge.errors import InputError
+from kasmina_edge.errors import InputError, StorageError, TrustError
 from kasmina_edge.safety.vault import RETIRE_AFTER_S, Sealer, Vault, open_vault
 from kasmina_edge.settings import Settings
 from kasmina_edge.telemetry.outbox import KEY_AGE_S, Outbox, open_outbox
@@ -21,7 +22,7 @@ MARK = b"a text that compresses to itself 0123456789"
 
 @pytest.fixture
 def vault(tmp_path: Path) -> Vault:
-    return open_vault(tmp_path / "data", key_file=str(tmp_path / "usb/key"), environ={}, clock=Clock())
+    return open_vault(tmp_path / "data", key_file=str(tmp_path / "key"), environ={}, clock=Clock())
 
 
 @pytest.fixture
@@ -64,6 +65,70 @@ def test_a_changed_block_is_dropped_and_counted_and_the_rest_goes_on(
     if sealed:  # a plain block shows a changed byte only where its structure breaks
         assert [e.id for e in again.peek()] == [1, 4] and again.dropped() == 2
         assert again.size().entries == 2
+
+
+def test_a_vault_that_cannot_be_read_for_a_while_costs_no_entry(tmp_path: Path, vault: Vault, sealer: Sealer) -> None:
+    outbox = Outbox(tmp_path / "o.db", sealer=sealer)
+    for i in range(9):
+        outbox.append("alert", b"%d" % i, priority=2)
+    ring = vault.folder / "keys.json"
+    whole = ring.read_bytes()
+    for spoiled in (
+        whole.replace(b'"format":1', b'"format":7'),
+        whole[:-20],
+        b"",
+        whole.replace(b'"mac":"', b'"mac":"0'),
+    ):
+        ring.write_bytes(spoiled)
+        fresh = Outbox(tmp_path / "o.db", sealer=sealer)
+        for look in (fresh.peek, lambda fresh=fresh: fresh.newer(0, stream="alert")):
+            with suppress(TrustError, StorageError):
+                assert look() == []
+        assert (fresh.dropped(), fresh.size().entries) == (0, 9)
+        with pytest.raises((TrustError, StorageError)):
+            fresh.append("alert", b"x", priority=2)
+        fresh._buffer._entries.clear()
+        ring.write_bytes(whole)
+        assert len(fresh.peek()) == 9 and fresh.dropped() == 0
+
+
+def test_entries_whose_key_is_not_at_hand_stay_and_the_others_go_on(
+    tmp_path: Path, vault: Vault, sealer: Sealer, caplog: pytest.LogCaptureFixture
+) -> None:
+    outbox = Outbox(tmp_path / "o.db", sealer=sealer, flush_s=60.0)
+    for i in range(3):
+        outbox.append("stats", b"old %d" % i, durable=False)
+    outbox.flush()
+    both = vault.folder / "keys.json"
+    vault.rotate("outbox")
+    outbox.append("alert", b"new", priority=2)
+    whole = both.read_bytes()
+    vault.clock.now += RETIRE_AFTER_S  # type: ignore[attr-defined]
+    assert vault.retire("outbox", [2]) == [1]  # as a ring does that was put back from a copy
+    fresh = Outbox(tmp_path / "o.db", sealer=sealer)
+    for _ in range(3):
+        assert [e.payload for e in fresh.peek()] == [b"new"]
+    assert len([r for r in caplog.records if "waits for it" in r.message]) == 1
+    assert (fresh.dropped(), fresh.size().entries) == (0, 4)
+    with pytest.raises(TrustError, match="no key 1"):
+        fresh.erase([1])  # of a block that cannot be written anew without what stays of it
+    both.write_bytes(whole)
+    assert [e.payload for e in fresh.peek()] == [b"new", b"old 0", b"old 1", b"old 2"]
+
+
+def test_erasing_goes_on_behind_a_block_that_is_lost(tmp_path: Path, sealer: Sealer) -> None:
+    outbox = Outbox(tmp_path / "o.db", sealer=sealer, flush_s=60)
+    for number in range(4):
+        outbox.append("a" if number < 2 else "b", MARK, durable=False)
+    outbox.close()
+    db = sqlite3.connect(tmp_path / "o.db")
+    (data,) = db.execute("SELECT data FROM block WHERE first_id = 1").fetchone()
+    db.execute("UPDATE block SET data = ? WHERE first_id = 1", (data[:-1] + bytes([data[-1] ^ 1]),))
+    db.commit()
+    db.close()
+    again = Outbox(tmp_path / "o.db", sealer=sealer)
+    assert again.erase([1, 3]) == 2
+    assert [e.id for e in again.peek()] == [4] and (again.dropped(), again.size().entries) == (1, 1)
 
 
 def test_a_block_cannot_be_moved_renamed_or_shortened(tmp_path: Path, sealer: Sealer) -> None:
@@ -184,7 +249,7 @@ def test_tending_the_keys_rotates_and_retires_by_itself(tmp_path: Path, vault: V
 
 
 def test_the_outbox_of_a_data_folder_is_sealed_as_its_settings_say(tmp_path: Path) -> None:
-    flags = {"safety.key_file": str(tmp_path / "usb/key"), "telemetry.outbox_mb": 0.001}
+    flags = {"safety.key_file": str(tmp_path / "key"), "telemetry.outbox_mb": 0.001}
     settings = Settings.read(None, environ={}, flags=flags, system_file=tmp_path / "none")
     app, agent = (open_outbox(tmp_path / "data", settings) for _ in range(2))
     app.append("stats", make_record().to_bytes())

@@ -151,6 +151,62 @@ def test_it_pauses_longer_after_each_failure_and_starts_over_after_a_success(wor
     assert publisher._pause <= 1.0
 
 
+class Refusing(Link):
+    """A broker that refuses some topics."""
+
+    refused: tuple[str, ...] = ()
+
+    def _send(self, outgoing: Outgoing, acknowledgement: Any) -> None:
+        if outgoing.message.topic.endswith(self.refused):
+            raise LinkError("refused: not authorized")
+        super()._send(outgoing, acknowledgement)
+
+
+def test_a_stream_that_is_refused_does_not_hold_up_the_others(world: World) -> None:
+    link = Refusing(world.broker, "cam-1")
+    link.connect()
+    link.refused = ("t/mine",)
+    publisher = world.make(link)
+    world.outbox.append("mine", b"1", priority=3)
+    world.outbox.append("mine", b"2", priority=3)
+    world.outbox.append("alert", b"{}", priority=2)
+    world.outbox.append("event", b"{}", priority=1)
+    tries = 0
+    while world.outbox.size().entries > 2:
+        publisher.pump()
+        world.clock.now += 60.0
+        tries += 1
+        assert tries <= 5
+    for _ in range(10):  # from now on only the refused one pauses
+        world.outbox.append("alert", b"{}", priority=2)
+        assert publisher.pump() == 1
+        world.clock.now += 1.0
+    assert {e.stream for e in world.outbox.peek()} == {"mine"}
+    link.refused = ("none",)
+    world.clock.now += 60.0
+    assert publisher.pump() == 2
+    assert [m.payload for m in world.messages() if m.topic.endswith("t/mine")] == [b"1", b"2"]  # in order
+    link.close()
+
+
+def test_after_an_outage_every_stream_has_its_turn_though_the_first_is_refused(world: World) -> None:
+    link = Refusing(world.broker, "cam-1")
+    link.connect()
+    link.refused = ("",)  # all
+    publisher = world.make(link)
+    for number, stream in enumerate(("a", "b", "c")):
+        world.outbox.append(stream, b"x", priority=3 - number)
+    for _ in range(40):
+        assert publisher.pump() == 0
+        world.clock.now += 60.0
+    link.refused = ("t/a",)
+    for _ in range(4):
+        publisher.pump()
+        world.clock.now += 60.0
+    assert [e.stream for e in world.outbox.peek()] == ["a"]
+    link.close()
+
+
 def test_a_clock_that_is_set_back_does_not_stretch_a_pause(world: World) -> None:
     world.outbox.append("event", b"{}")
     world.link.silent = True

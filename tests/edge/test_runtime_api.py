@@ -199,45 +199,86 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def test_no_more_than_so_many_wait_with_the_thread_and_none_is_lost() -> None:
+def test_one_is_with_the_thread_and_none_is_lost() -> None:
     async def run() -> None:
-        gate, lane = Gate(), AsyncLane(pending=3)
+        gate, lane = Gate(), AsyncLane()
         tasks = [asyncio.create_task(lane.run(gate, i)) for i in range(10)]
         await settle()
-        assert lane._thread._work_queue.qsize() + len(gate.asked) <= 3
+        assert len(gate.asked) <= 1
         gate.open.set()
         assert await asyncio.gather(*tasks) == [10 * i for i in range(10)]
         assert gate.asked == list(range(10)), "in the order they came"
-        assert lane._free == 3
         lane.close()
 
     asyncio.run(run())
 
 
-def test_cancelling_costs_nobody_else_a_frame_and_gives_the_place_back() -> None:
+def test_cancelling_costs_nobody_else_a_frame() -> None:
     async def run() -> None:
-        gate, lane = Gate(), AsyncLane(pending=2)
+        gate, lane = Gate(), AsyncLane()
         tasks = [asyncio.create_task(lane.run(gate, i)) for i in range(8)]
         await settle()
-        for i in (0, 1, 2, 5):  # the running one, one with the thread, two that wait for their turn
+        while gate.asked != [0]:
+            await asyncio.sleep(0.001)
+        for i in (0, 1, 2, 5):  # the running one, the next, and two further back
             tasks[i].cancel()
         await settle()
+        assert len(lane._waiting) == 4, "the frame of who gave up is let go of at once"
         gate.open.set()
         found = await asyncio.gather(*tasks, return_exceptions=True)
         assert [i for i, f in enumerate(found) if isinstance(f, asyncio.CancelledError)] == [0, 1, 2, 5]
         assert [found[i] for i in (3, 4, 6, 7)] == [30, 40, 60, 70]
         assert gate.asked == [0, 3, 4, 6, 7], "what was cancelled before its turn never ran"
-        for _ in range(1000):
-            if lane._free == 2:
-                break
-            await asyncio.sleep(0.001)
-        assert lane._free == 2
         with pytest.raises(InputError, match="-1 is negative"):
             await lane.run(gate, -1)
         assert await lane.run(gate, 9) == 90
         lane.close()
         with pytest.raises(EngineError, match="the runtime is closed"):
             await lane.run(gate, 1)
+
+    asyncio.run(run())
+
+
+def test_loops_that_were_closed_or_stand_still_hold_nobody_up(
+    runtime: Runtime, caplog: pytest.LogCaptureFixture
+) -> None:
+    x = digits()[0][0]
+
+    async def one() -> str | None:
+        return (await asyncio.wait_for(runtime.infer_async(x), WAIT_S)).label
+
+    gate = Gate()
+    for _ in range(3):
+        loop = asyncio.new_event_loop()
+        tasks = [loop.create_task(runtime._lane().run(gate, i)) for i in range(20)]
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+        for task in tasks:
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+    standing = asyncio.new_event_loop()
+    waiting = [standing.create_task(runtime.infer_async(x)) for _ in range(20)]
+    standing.run_until_complete(asyncio.sleep(0))
+    gate.open.set()
+    assert asyncio.run(one()) is not None
+    assert len(gate.asked) <= 1, "nobody waits for the others"
+    assert len(standing.run_until_complete(asyncio.gather(*waiting))) == 20
+    standing.close()
+    assert not caplog.records
+
+
+def test_closing_wakes_all_that_wait() -> None:
+    async def run() -> None:
+        gate, lane = Gate(), AsyncLane()
+        tasks = [asyncio.create_task(lane.run(gate, i)) for i in range(30)]
+        await settle()
+        while gate.asked != [0]:
+            await asyncio.sleep(0.001)
+        closing = asyncio.create_task(asyncio.to_thread(lane.close))
+        late = await asyncio.wait_for(asyncio.gather(*tasks[1:], return_exceptions=True), WAIT_S)
+        assert all(isinstance(found, EngineError) and "closed" in str(found) for found in late)
+        gate.open.set()
+        assert await tasks[0] == 0, "the one that ran is answered"
+        await closing
 
     asyncio.run(run())
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,11 +23,11 @@ from hypothesis import strategies as st
 from worlds.disks import LOSSES, BrokenDisk, Lose, PowerCut, PowerDisk
 from worlds.telemetry import Clock
 
-from kasmina_edge.errors import InputError, StorageError, TrustError
+from kasmina_edge.errors import InputError, LockedError, StorageError, TrustError
 from kasmina_edge.safety.keystore import FolderKey, KeyFile
 from kasmina_edge.safety.sealing import OVERHEAD_BYTES, open_with, seal_with, sealed_with
 from kasmina_edge.safety.vault import RETIRE_AFTER_S, Sealer, Vault
-from kasmina_edge.storage import use_disk, write_durable
+from kasmina_edge.storage import hold_lock, use_disk, write_durable
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -154,6 +155,60 @@ def test_the_key_ring_holds_no_key_in_the_clear_and_shows_any_change(tmp_path: P
     assert [k.number for k in vault.inventory()] == [1]
 
 
+def test_a_changed_ring_is_refused_at_every_use_and_never_gets_a_new_mac(tmp_path: Path) -> None:
+    vault = make(tmp_path)
+    sealer = vault.sealer("outbox")
+    sealed = sealer.seal(b"x", b"")
+    path = tmp_path / "data/vault/keys.json"
+    good = path.read_bytes()
+    changed = good.replace(b'"following":2', b'"following":9')
+    path.write_bytes(changed)
+    for _ in range(3):
+        with pytest.raises(TrustError, match="changed by somebody"):
+            sealer.seal(b"x", b"")
+        with pytest.raises(StorageError, match="changed by somebody"):  # sealed data is not to blame
+            sealer.open(sealed, b"")
+        for change in (lambda: vault.rotate("outbox"), vault.rotate_kek, lambda: vault.retire("outbox", ())):
+            with pytest.raises(TrustError, match="changed by somebody"):
+                change()
+    assert path.read_bytes() == changed != good
+    path.write_bytes(good)
+    assert sealer.open(sealed, b"") == b"x" and vault.rotate("outbox") == 2
+
+
+def test_a_lost_ring_is_not_taken_for_a_new_vault(tmp_path: Path) -> None:
+    vault = make(tmp_path)
+    sealed = vault.sealer("outbox").seal(b"x", b"")
+    path, mark = tmp_path / "data/vault/keys.json", tmp_path / "data/vault.made"
+    good = path.read_bytes()
+    path.unlink()
+    for _ in range(2):
+        with pytest.raises(StorageError, match="is gone"):
+            vault.sealer("outbox").seal(b"x", b"")
+        with pytest.raises(TrustError, match="missing") as caught:
+            make(tmp_path)
+        assert str(mark) in caught.value.next_step and not path.exists()
+    shutil.rmtree(path.parent)
+    with pytest.raises(TrustError, match="missing"):
+        make(tmp_path)
+    path.write_bytes(good)
+    mark.unlink()  # the power went before it was made
+    assert make(tmp_path).sealer("outbox").open(sealed, b"") == b"x" and mark.exists()
+
+
+def test_a_running_process_follows_a_vault_that_was_made_anew(tmp_path: Path) -> None:
+    vault = make(tmp_path)
+    before = vault.sealer("outbox").seal(b"x", b"")
+    (tmp_path / "data/vault/keys.json").unlink()
+    (tmp_path / "data/vault.made").unlink()  # as the operator may do to begin anew
+    anew = make(tmp_path).sealer("outbox")
+    after = vault.sealer("outbox").seal(b"y", b"")
+    assert sealed_with(before) == sealed_with(after) == 1  # the same number, another key
+    assert anew.open(after, b"") == b"y"
+    with pytest.raises(TrustError):
+        vault.sealer("outbox").open(before, b"")
+
+
 def test_another_key_is_refused_and_the_ring_is_not_replaced(tmp_path: Path) -> None:
     make(tmp_path).sealer("outbox")
     before = (tmp_path / "data/vault/keys.json").read_bytes()
@@ -177,6 +232,40 @@ def test_a_rotated_kek_reaches_a_running_process(tmp_path: Path) -> None:
     (tmp_path / "key").write_bytes(before)
     with pytest.raises(TrustError):
         make(tmp_path)  # the old key opens nothing any more
+
+
+class Raced(KeyFile):
+    """Another process does something just before this one looks at the keys."""
+
+    race: Callable[[], None] | None = None
+
+    def candidates(self) -> list[bytes]:
+        race, self.race = self.race, None
+        if race is not None:
+            with suppress(LockedError):
+                race()
+        return super().candidates()
+
+
+def test_a_reader_is_not_overtaken_by_a_second_rotation(tmp_path: Path) -> None:
+    """It has read a ring under one key; before it looks for that key, the next rotation must not take it away."""
+    rotating = make(tmp_path, lock_wait_s=0.0)
+    keystore = Raced(tmp_path / "key", tmp_path / "data")
+    sealer = Vault.open(tmp_path / "data/vault", keystore).sealer("outbox")
+    sealed = sealer.seal(b"x", b"")
+    rotating.rotate_kek()
+    keystore.race = rotating.rotate_kek
+    assert sealer.open(sealed, b"") == b"x" and keystore.race is None
+
+
+def test_a_vault_that_another_process_holds_is_not_waited_for_without_end(tmp_path: Path) -> None:
+    vault = make(tmp_path, lock_wait_s=0.05)
+    vault.sealer("outbox")
+    with hold_lock(tmp_path / "data/vault/keys.lock"):
+        for act in (lambda: make(tmp_path, lock_wait_s=0.05), lambda: vault.rotate("outbox"), vault.rotate_kek):
+            with pytest.raises(LockedError, match=r"keys\.lock.*waited 0\.05 s"):
+                act()
+        assert vault.sealer("outbox").seal(b"x", b"")  # what changes nothing needs no lock
 
 
 class InPlace(KeyFile):

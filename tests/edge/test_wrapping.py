@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 from worlds.bundles import LABELS, answer, digits, make_profile, model_bytes
 from worlds.tflite_models import counter_tflite, leaky_tflite, open_tflite, scaled_tflite
@@ -17,6 +22,8 @@ from kasmina_edge.bundle import pack, read, read_file
 from kasmina_edge.cli.app import app
 from kasmina_edge.contracts.manifest import Preprocessing
 from kasmina_edge.engines import open_engine, self_test
+from kasmina_edge.engines.onnx import OnnxEngine
+from kasmina_edge.engines.onnx_file import outside_part
 from kasmina_edge.engines.tensors import from_model
 from kasmina_edge.errors import BundleError, EngineError, InputError, KasminaError
 from kasmina_edge.fleet.gate import acceptance_fault, check_acceptance
@@ -300,3 +307,169 @@ def test_samples_with_pickles_are_refused(tmp_path: Path) -> None:
     np.save(samples, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     done = run("create", str(model), "--out", str(tmp_path), "--samples", str(samples))
     assert isinstance(done.exception, InputError) and "without pickles" in done.exception.message
+
+
+def test_weights_beside_the_model_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = numpy_helper.from_array(np.ones((4, 2), np.float32), "w")
+    value = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, k]) for n, k in (("x", 4), ("y", 2))]
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", value[:1], value[1:], [weights])
+    whole = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    good = made(whole.SerializeToString(), "m.onnx")
+    path = tmp_path / "m.onnx"
+    onnx.save_model(whole, str(path), save_as_external_data=True, location="w.bin", size_threshold=0)
+    outside = onnx.load(str(path), load_external_data=False)
+    for location in ("w.bin", "./w.bin", "../w.bin", "/etc/passwd", "*/_ORT_MEM_ADDR_/*", ""):
+        outside.graph.initializer[0].external_data[0].value = location
+        for folder in (tmp_path, tmp_path.parent):
+            monkeypatch.chdir(folder)
+            with pytest.raises(InputError, match=r"m\.onnx: the tensor 'w' lies in a file beside") as caught:
+                made(outside.SerializeToString(), "m.onnx")
+            assert "onnx.save_model" in caught.value.next_step
+            with pytest.raises(BundleError, match=r"model\.onnx: the tensor 'w' lies in a file beside"):
+                OnnxEngine(good.model, outside.SerializeToString(), make_profile())
+    path.write_bytes(outside.SerializeToString())
+    assert isinstance(run("create", str(path), "--out", str(tmp_path)).exception, InputError)
+
+
+def test_weights_beside_the_model_are_found_wherever_they_hide() -> None:
+    from onnx import GraphProto, ModelProto, TensorProto, helper
+
+    far = TensorProto(name="far", data_location=TensorProto.EXTERNAL)
+    said = TensorProto(name="said")
+    said.external_data.add(key="location", value="w.bin")
+    deep = GraphProto(initializer=[far])
+    sparse = helper.make_sparse_tensor(
+        helper.make_tensor("v", 1, [1], [1.0]), helper.make_tensor("i", 7, [1], [0]), [4]
+    )
+    sparse.indices.data_location = TensorProto.EXTERNAL
+    nodes = {
+        "value": helper.make_node("Constant", [], ["c"], value=far),
+        "tensors": helper.make_node("Odd", [], ["c"], many=[far]),
+        "branch": helper.make_node("If", ["b"], ["c"], then_branch=deep),
+        "branches": helper.make_node("Odd", [], ["c"], many=[deep]),
+        "sparse": helper.make_node("Constant", [], ["c"], sparse_value=sparse),
+        "sparses": helper.make_node("Odd", [], ["c"], many=[sparse]),
+        "compiled": helper.make_node("EPContext", [], ["c"], domain="com.microsoft", embed_mode=0),
+    }
+    models = {name: ModelProto(graph=GraphProto(node=[node])) for name, node in nodes.items()}
+    for name, node in nodes.items():
+        models[f"function {name}"] = ModelProto(graph=GraphProto(name="g"))
+        models[f"function {name}"].functions.add(name="f").node.append(node)
+    models["initializer"] = ModelProto(graph=deep)
+    models["said only"] = ModelProto(graph=GraphProto(initializer=[said]))
+    models["sparse initializer"] = ModelProto(graph=GraphProto(sparse_initializer=[sparse]))
+    models["default"] = ModelProto(graph=GraphProto(name="g"))
+    models["default"].functions.add(name="f").attribute_proto.add(name="a", t=far)
+    models["training"] = ModelProto(graph=GraphProto(name="g"))
+    models["training"].training_info.add().algorithm.CopyFrom(deep)
+    for name, model in models.items():
+        assert outside_part(model.SerializeToString()) is not None, name
+    assert outside_part(dense_onnx()) is None and outside_part(leaky_onnx()) is None
+    assert outside_part(dense_onnx() + models["initializer"].SerializeToString()), "protobuf joins what comes twice"
+    wide = models["said only"].SerializeToString()
+    assert outside_part(wide) == "the tensor 'said'"
+
+
+@given(st.binary(max_size=200), st.integers(0, 200))
+def test_no_bytes_make_the_look_into_onnx_run_away(noise: bytes, cut: int) -> None:
+    for data in (noise, dense_onnx()[:cut] + noise, dense_onnx()[:cut]):
+        try:
+            outside_part(data)
+        except ValueError:
+            continue
+
+
+def test_the_libraries_write_nothing_below_the_home_folder(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    (tmp_path / "home").mkdir()
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "ORT_"))}
+    env = {**kept, "HOME": str(tmp_path / "home"), "PYTHONPATH": str(root)}
+    (tmp_path / "m.kasmina").write_bytes(pack(made(dense_onnx(), "m.onnx").bundle))
+    engine = (
+        "from pathlib import Path\n"
+        "from kasmina_edge.bundle import read_file\n"
+        "from kasmina_edge.contracts.profile import load_profile\n"
+        "from kasmina_edge.engines import open_engine, self_test\n"
+        "b = read_file(Path('m.kasmina'))\n"
+        "with open_engine(b, load_profile('x86-cpu')) as e: assert e.name == 'onnxruntime' and self_test(e, b).ok"
+    )
+    for call in (["-c", engine], ["-m", "kasmina_edge", "doctor"]):
+        done = subprocess.run(
+            [sys.executable, *call], env=env, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert list((tmp_path / "home").rglob("*")) == []
+
+
+def test_a_model_without_inputs_is_one_sentence() -> None:
+    from onnx import TensorProto, helper
+
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+    node = helper.make_node("Constant", [], ["y"], value=helper.make_tensor("v", TensorProto.FLOAT, [1], [1.0]))
+    graph = helper.make_graph([node], "g", [], [y])
+    data = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    with pytest.raises(InputError, match=r"^m\.onnx: the model has no inputs"):
+        made(data, "m.onnx")
+
+
+def test_a_zero_length_axis_and_a_missing_constant_are_one_sentence() -> None:
+    from onnx import TensorProto, helper
+
+    value = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 0]) for n in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "g", value[:1], value[1:])
+    data = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    with pytest.raises(InputError, match="x is 1x0, and an axis of length 0"):
+        made(data, "m.onnx")
+    value = [helper.make_tensor_value_info("x", TensorProto.INT32, [1]), helper.make_tensor_value_info("rate", 6, [])]
+    out = helper.make_tensor_value_info("y", TensorProto.INT32, [1])
+    nodes = [
+        helper.make_node("Gather", ["x", "rate"], ["g"], axis=0),
+        helper.make_node("Sub", ["rate", "one"], ["index"]),
+        helper.make_node("Gather", ["table", "index"], ["t"]),
+        helper.make_node("Add", ["x", "t"], ["y"]),
+    ][1:]
+    numbers = [helper.make_tensor("one", 6, [], [5]), helper.make_tensor("table", 6, [3], [1, 2, 3])]
+    graph = helper.make_graph(nodes, "g", value, [out], numbers)
+    data = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    with pytest.raises(InputError, match=r"^m\.onnx: .* while rate is 0 \(") as caught:
+        made(data, "m.onnx")
+    assert "--constant rate=" in caught.value.next_step
+    assert made(data, "m.onnx", constants={"rate": 5}).model.inputs[1].constant == 5
+
+
+@pytest.mark.parametrize("what", ["model", "labels", "samples"])
+def test_what_is_no_regular_file_is_not_read(tmp_path: Path, what: str) -> None:
+    model = tmp_path / "m.onnx"
+    model.write_bytes(dense_onnx())
+    call = [str(model), f"--{what}", "/dev/zero"] if what != "model" else ["/dev/zero", "--engine", "onnxruntime"]
+    done = run("create", *call, "--out", str(tmp_path))
+    assert isinstance(done.exception, InputError) and done.exception.message == "/dev/zero: no regular file"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--name", "Door Camera"), "--name Door Camera"),
+        (("--name", ""), "--name "),
+        (("--version", "1.2"), "--version 1.2"),
+        (("--std", "0"), "--std 0"),
+        (("--std", "nan"), "--std nan"),
+        (("--mean", "inf"), "--mean inf"),
+        (("--constant", "x=nan"), "--constant nan"),
+        (("--valid-range", "0:inf"), "--valid-range inf"),
+        (("--valid-range", "nan:1"), "--valid-range nan"),
+    ],
+)
+def test_a_value_out_of_range_names_its_option_and_an_example(
+    tmp_path: Path, options: tuple[str, ...], said: str
+) -> None:
+    model = tmp_path / "m.onnx"
+    model.write_bytes(dense_onnx())
+    done = run("create", str(model), "--out", str(tmp_path), *options)
+    assert isinstance(done.exception, InputError), done.output
+    assert done.exception.message.startswith(said) and "example" in done.exception.next_step
+    assert "[a-z" not in done.exception.message
+    assert run("create", str(model), "--out", str(tmp_path), "--seed", "-1").exit_code == 2

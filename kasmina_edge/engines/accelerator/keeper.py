@@ -14,7 +14,7 @@ from kasmina_edge.engines.accelerator.channel import WorkerSpec
 from kasmina_edge.engines.accelerator.device import Reset
 from kasmina_edge.engines.accelerator.events import AcceleratorEvent, Cause, EventKind
 from kasmina_edge.engines.accelerator.known import KnownAnswers, all_finite, difference
-from kasmina_edge.engines.accelerator.link import WorkerFailedError, WorkerLink
+from kasmina_edge.engines.accelerator.link import WorkerFailedError, WorkerGoneError, WorkerLink
 from kasmina_edge.engines.accelerator.rules import (
     Backoff,
     SupervisorRules,
@@ -56,6 +56,7 @@ class Keeper:
     Attributes:
         link: The worker in service or on probation.
         cause: Kind of the last fault while it lasts; "" without one.
+        detail: What was seen of it.
         on_change: Called on the keeper's thread with every event.
         fallbacks: Times taken out, by cause.
         starts: Workers started.
@@ -75,6 +76,7 @@ class Keeper:
     ) -> None:
         self.link: WorkerLink | None = None
         self.cause: str = ""
+        self.detail: str = ""
         self.on_change: Callable[[AcceleratorEvent], None] | None = None
         self.fallbacks: dict[str, int] = {}
         self.starts = 0
@@ -90,6 +92,7 @@ class Keeper:
         self._graves: list[WorkerLink] = []
         self._wrongs = 0
         self._told = ""
+        self._told_fault = ""
         self._starting: WorkerLink | None = None
         self._thread = threading.Thread(target=self._run, name="kasmina-accelerator", daemon=True)
 
@@ -107,7 +110,7 @@ class Keeper:
         """Take ``link`` out at once; the rest is done on the keeper's thread."""
         with self._wake:
             if self.link is link:
-                self.link, self.cause = None, cause
+                self.link, self.cause, self.detail = None, cause, detail
                 self._changed()
                 self._faults.append((link, cause, detail))
                 self._wake.notify()
@@ -139,12 +142,17 @@ class Keeper:
     def _run(self) -> None:
         worker: WorkerLink | None = None
         while not self._closing:
-            worker = self._bury(worker)
-            self._announce()
-            if worker is None and self._timer() >= self._start_at:
-                worker = self._try()
-                self._tried.set()
-            self._watch()
+            try:
+                worker = self._bury(worker)
+                self._announce()
+                if worker is None and self._timer() >= self._start_at:
+                    worker = self._try()
+                    self._tried.set()
+                self._watch()
+            except Exception as exc:  # a fault of ours: the accelerator is out for a while, not for good
+                log.exception("the accelerator's keeper failed")
+                self._start_over(worker, f"its keeper failed ({_said(exc)})")
+                worker = None
             with self._wake:
                 if not (self._closing or self._faults or self._proven):
                     self._wake.wait(self._nap(worker))
@@ -176,8 +184,9 @@ class Keeper:
         except Exception as exc:  # whatever it was, the twin answers and the next try comes
             if not self._closing:
                 cause = _cause(exc)
-                detail = str(exc) or ("no answer in the self-test" if cause == "hang" else "")
-                self._take_out(link, cause, detail, first=not self._tried.is_set())
+                fault = "" if isinstance(exc, _EXPECTED) else type(exc).__name__
+                detail = _said(exc) if fault else str(exc) or ("no answer in the self-test" if cause == "hang" else "")
+                self._take_out(link, cause, detail, first=not self._tried.is_set(), fault=fault)
             elif link is not None:
                 link.kill()
                 link.reap(_REAP_S)
@@ -255,8 +264,37 @@ class Keeper:
             worker = None if link is worker else worker
         return worker
 
-    def _take_out(self, link: WorkerLink | None, cause: Cause, detail: str, *, first: bool = False) -> None:
-        """Kill, reset, decide when to try again, and tell."""
+    def _start_over(self, worker: WorkerLink | None, detail: str) -> None:
+        """After a fault of ours: let go of every worker, and try again when a wait is over."""
+        with self._wake:
+            link, self.link, self._proven, self.cause, self.detail = self.link, None, None, "crash", detail
+            self._faults.clear()
+        self._start_at = self._timer() + self._backoff.wait_s()
+        for one in {worker, link}:
+            if one is not None:
+                self._clean(one)
+        self._tried.set()
+        self._changed()
+
+    def _clean(self, link: WorkerLink) -> str:
+        """Kill a worker and reset its device; what was done."""
+        try:
+            link.kill()
+            dead = link.reap(_REAP_S)
+            link.hang_up()
+        except Exception as exc:
+            log.exception("clearing away worker %d failed", link.pid)
+            self._graves.append(link)
+            return f"clearing away worker {link.pid} failed ({_said(exc)})"
+        if dead:
+            return self._reset_device()
+        self._graves.append(link)
+        return f"worker {link.pid} cannot be killed, its driver holds it"
+
+    def _take_out(
+        self, link: WorkerLink | None, cause: Cause, detail: str, *, first: bool = False, fault: str = ""
+    ) -> None:
+        """Kill, reset, decide when to try again, and tell; ``fault`` is the kind of an error nobody expected."""
         served_s = 0.0
         before = self.cause
         was_in_service = link is not None and link.in_service_at is not None
@@ -264,22 +302,16 @@ class Keeper:
             served_s = self._timer() - link.in_service_at if link.in_service_at is not None else 0.0
             if cause == "crash":
                 detail = ", ".join(filter(None, (detail, link.epitaph())))
-            link.kill()
-            dead = link.reap(_REAP_S)
-            link.hang_up()
-            if dead:
-                detail = f"{detail}; {self._reset_device()}"
-            else:
-                self._graves.append(link)
-                detail = f"{detail}; worker {link.pid} cannot be killed, its driver holds it"
+            detail = f"{detail}; {self._clean(link)}"
         wait_s = self._backoff.wait_s(in_service_s=served_s)
         self._start_at = self._timer() + wait_s
-        self.cause = cause
+        self.cause, self.detail = cause, detail
         self._wrongs += cause == "wrong"
         self._changed()
         if was_in_service or first:
             self.fallbacks[cause] = self.fallbacks.get(cause, 0) + 1
-        if was_in_service or first or self._told != cause:
+        if was_in_service or first or (self._told, self._told_fault) != (cause, fault):
+            self._told_fault = fault
             self._tell(cause, detail, wait_s)
         else:
             log.debug("accelerator still out (%s): %s; next try in %.1f s", before, detail, wait_s)
@@ -294,7 +326,7 @@ class Keeper:
     def _announce(self) -> None:
         link, self._proven = self._proven, None
         if link is not None and link is self.link:
-            self.cause = ""
+            self.cause = self.detail = ""
             self._changed()
             if self._told:
                 self._tell("back", f"{link.runs_on}, deadline {link.deadline_s * 1000:.0f} ms", 0.0)
@@ -337,6 +369,11 @@ def _cause(exc: Exception) -> Cause:
     return "crash"
 
 
+def _said(exc: Exception) -> str:
+    return f"{type(exc).__name__}: {exc}"
+
+
+_EXPECTED = (WorkerFailedError, WorkerGoneError, WrongAnswerError, _TooSlowError, TimeoutError)
 _CAUSES: tuple[tuple[type[Exception], Cause], ...] = (
     (WorkerFailedError, "gone"),
     (WrongAnswerError, "wrong"),

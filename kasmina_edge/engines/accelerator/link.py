@@ -38,6 +38,19 @@ _SLICE_S = 0.1
 _TAIL = 4096
 
 
+def import_path() -> str:
+    """This program's ``sys.path`` for a child: absolute, and without what is not there or holds the separator."""
+    found = []
+    for entry in sys.path:
+        try:
+            path = os.path.abspath(os.fsdecode(entry))  # "" and relative ones are below the working folder
+        except (OSError, TypeError):  # that folder was deleted; no path at all
+            continue
+        if os.path.exists(path) and os.pathsep not in path:
+            found.append(path)
+    return os.pathsep.join(dict.fromkeys(found))
+
+
 class WorkerGoneError(Exception):
     """The worker ended, closed its side, or said something that is not in the protocol."""
 
@@ -95,6 +108,8 @@ class WorkerLink:
         self._start(spec)
 
     def _start(self, spec: WorkerSpec) -> None:
+        if not sys.executable:
+            raise WorkerFailedError("sys.executable is not set, so no worker can be started; set it to a Python's path")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         complaints, their_complaints = os.pipe2(os.O_CLOEXEC)
         tensor_fd = spec_fd = -1
@@ -111,7 +126,7 @@ class WorkerLink:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=their_complaints,
-                env={**os.environ, **_ENVIRON, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
+                env={**os.environ, **_ENVIRON, "PYTHONPATH": import_path()},
                 start_new_session=True,  # the terminal's interrupt is for the app
             )
         except BaseException:
@@ -270,8 +285,9 @@ class WorkerLink:
         with self.lock:
             if not self.closed:
                 self.closed = True
-                self._line.close()
-                os.close(self._complaints)
+                for close in (self._line.close, lambda: os.close(self._complaints)):
+                    with suppress(OSError):  # somebody else's mistake closed it already
+                        close()
 
 
 def _name(number: int) -> str:

@@ -43,6 +43,7 @@ from kasmina_edge.errors import EngineError
 Array = npt.NDArray[Any]
 Call = Callable[[list[Array]], list[Array]]
 Listener = Callable[[AcceleratorEvent], None]
+_DETAIL = 160
 
 
 def supervise(
@@ -303,7 +304,8 @@ class SupervisedEngine(Engine):
         if link is None:
             why = keeper.cause or "starting"
             self._twin_text = f"{twin} ({self._label}: {why})"
-            self.accelerator = f"{self._label}: {why}, {twin} answers"
+            seen = f" ({keeper.detail[:_DETAIL]})" if keeper.detail else ""
+            self.accelerator = f"{self._label}: {why}{seen}, {twin} answers"
             return self._twin_text
         self._own_text = self.accelerator = link.runs_on or self._label
         return self._own_text if link.in_service_at is not None else self._probation_text
@@ -333,7 +335,7 @@ def _after_fork() -> None:
     """A forked copy of the app has no keeper, and its parent's worker is not its own: its twin answers."""
     for engine in list(_alive):
         engine._keeper.link = None
-        engine._keeper.cause = "forked"
+        engine._keeper.cause, engine._keeper.detail = "forked", ""
         engine._changed()
 
 

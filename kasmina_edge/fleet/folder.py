@@ -238,8 +238,10 @@ class FleetFolder:
         if host.probes is None:
             raise InputError(f"{host.id}: has no reference probes", "Export the host with probes first.")
         capture = None
+        serial = self._next_serial(host.name)
         if limits.capture_frames:
             capture = CaptureBudget(
+                renewal=serial,  # a plan that somebody signs brings a new budget; one that only carries an erasure none
                 max_frames=limits.capture_frames,
                 max_bytes=limits.capture_bytes,
                 max_days=limits.capture_days,
@@ -247,7 +249,7 @@ class FleetFolder:
             )
         return ChangePlan(
             bundle=host.name,
-            serial=self._next_serial(host.name),
+            serial=serial,
             hosts=self._hosts(host),
             blueprints=dict(limits.blueprints),
             sites=limits.sites,

@@ -1,4 +1,4 @@
-"""A look into a ``.tflite`` file without the flatbuffers package: which number types its tensors have.
+"""A look into a ``.tflite`` file without the flatbuffers package: the reader, and which number types its tensors have.
 
 The layout is FlatBuffers' (https://flatbuffers.dev/internals/): little-endian offsets, tables whose fields are found
 through a vtable. Field numbers and type codes are those of TFLite's schema.fbs. Every offset is checked against the
@@ -24,11 +24,11 @@ def tensor_types(data: bytes) -> frozenset[int]:
     """
     if data[4:8] != IDENTIFIER:
         raise ValueError("not a TFLite file: bytes 4 to 8 are not TFL3")
-    file = _File(data)
+    file = FlatFile(data)
     try:
         model = file.follow(0)
         return frozenset(
-            file.byte_field(tensor, _TYPE)
+            file.scalar(tensor, _TYPE, "<B")
             for subgraph in file.tables(model, _SUBGRAPHS)
             for tensor in file.tables(subgraph, _TENSORS)
         )
@@ -36,42 +36,58 @@ def tensor_types(data: bytes) -> frozenset[int]:
         raise ValueError(f"not a TFLite file: an offset leads out of its {len(data)} bytes") from exc
 
 
-class _File:
+class FlatFile:
+    """Reads tables and their fields in place; whatever leads out of the file is a ``struct.error``."""
+
     def __init__(self, data: bytes) -> None:
-        self._data = data
+        self.data = data
         self._room = len(data)  # each table takes at least four bytes, so a file that loops runs out of room
 
     def follow(self, at: int) -> int:
         """Where an unsigned offset at ``at`` leads."""
-        return at + int(self._unpack("<I", at))
+        return at + self._unpack("<I", at)
 
-    def tables(self, table: int, field: int) -> Iterator[int]:
+    def field(self, table: int, number: int) -> int | None:
+        """Where a table's field lies; None where it has its default."""
+        vtable = table - self._unpack("<i", table)
+        at = 4 + 2 * number
+        if at + 2 > self._unpack("<H", vtable):
+            return None
+        offset = self._unpack("<H", vtable + at)
+        return table + offset if offset else None
+
+    def scalar(self, table: int, number: int, kind: str) -> int:
+        """A number field; its default, 0, where the table leaves it out."""
+        place = self.field(table, number)
+        return 0 if place is None else self._unpack(kind, place)
+
+    def tables(self, table: int, number: int) -> Iterator[int]:
         """The tables of a vector field."""
-        place = self._place(table, field)
-        if not place:
-            return
-        vector = self.follow(place)
-        count = int(self._unpack("<I", vector))
-        self._room -= 4 * count
+        start, length = self._vector(table, number)
+        self._room -= 4 * length
         if self._room < 0:
-            raise ValueError(f"not a TFLite file: more tables than {len(self._data)} bytes have room for")
-        for i in range(count):
-            yield self.follow(vector + 4 + 4 * i)
+            raise struct.error("more tables than the file has room for")
+        for i in range(length):
+            yield self.follow(start + 4 * i)
 
-    def byte_field(self, table: int, field: int) -> int:
-        """A one-byte field; 0 where the table leaves it out."""
-        place = self._place(table, field)
-        return int(self._unpack("<B", place)) if place else 0
+    def numbers(self, table: int, number: int) -> tuple[int, ...]:
+        """The 32-bit integers of a vector field."""
+        start, length = self._vector(table, number)
+        return struct.unpack_from(f"<{length}i", self.data, start) if length else ()
 
-    def _place(self, table: int, field: int) -> int:
-        vtable = table - int(self._unpack("<i", table))
-        size = int(self._unpack("<H", vtable))
-        at = 4 + 2 * field
-        offset = int(self._unpack("<H", vtable + at)) if at + 2 <= size else 0
-        return table + offset if offset else 0
+    def _vector(self, table: int, number: int) -> tuple[int, int]:
+        """Where a vector's elements begin, and how many of at least four bytes there are."""
+        place = self.field(table, number)
+        if place is None:
+            return 0, 0
+        start = self.follow(place)
+        length = self._unpack("<I", start)
+        if 4 * length > len(self.data):
+            raise struct.error("a vector longer than the file")
+        return start + 4, length
 
     def _unpack(self, kind: str, at: int) -> int:
         if at < 0:
-            raise ValueError("not a TFLite file: an offset leads before its beginning")
-        value: int = struct.unpack_from(kind, self._data, at)[0]
+            raise struct.error("an offset leads before the beginning")
+        value: int = struct.unpack_from(kind, self.data, at)[0]
         return value

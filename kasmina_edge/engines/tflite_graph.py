@@ -7,12 +7,12 @@ FlatBuffers binary format (flatbuffers.dev/internals) and tensorflow/compiler/ml
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from kasmina_edge.engines.tflite_file import IDENTIFIER, FlatFile
 from kasmina_edge.errors import BundleError
 
-_IDENTIFIER = b"TFL3"
 _MODEL_CODES, _MODEL_SUBGRAPHS, _MODEL_BUFFERS = 1, 2, 4
 _CODE_DEPRECATED, _CODE_BUILTIN = 0, 3
 _GRAPH_TENSORS, _GRAPH_OPERATORS = 0, 3
@@ -20,7 +20,6 @@ _TENSOR_BUFFER = 2
 _OPERATOR_CODE, _OPERATOR_INPUTS, _OPERATOR_OUTPUTS = 0, 1, 2
 _BUFFER_DATA, _BUFFER_OFFSET, _BUFFER_SIZE = 0, 1, 2
 _ADD = 0  # BuiltinOperator.ADD
-_MOST = 1_000_000  # elements of one vector
 
 
 @dataclass(frozen=True)
@@ -53,28 +52,29 @@ class TfliteGraph:
     """
 
     def __init__(self, data: bytes) -> None:
-        if data[4:8] != _IDENTIFIER:
-            raise BundleError(f"not a TFLite file: identifier {data[4:8]!r}, expected {_IDENTIFIER!r}")
+        if data[4:8] != IDENTIFIER:
+            raise BundleError(f"not a TFLite file: identifier {data[4:8]!r}, expected {IDENTIFIER!r}")
+        file = self._file = FlatFile(data)
         self._data = data
         try:
-            model = self._reference(0)
-            graphs = self._tables(model, _MODEL_SUBGRAPHS)
-            self._buffer_tables = list(self._tables(model, _MODEL_BUFFERS))
+            model = file.follow(0)
+            graphs = file.tables(model, _MODEL_SUBGRAPHS)
+            self._buffer_tables = list(file.tables(model, _MODEL_BUFFERS))
             graph = next(graphs)
             codes = [
-                max(self._scalar(code, _CODE_DEPRECATED, "<b"), self._scalar(code, _CODE_BUILTIN, "<i"))
-                for code in self._tables(model, _MODEL_CODES)
+                max(file.scalar(code, _CODE_DEPRECATED, "<b"), file.scalar(code, _CODE_BUILTIN, "<i"))
+                for code in file.tables(model, _MODEL_CODES)
             ]
             self.operators = tuple(
                 Operator(
-                    codes[self._scalar(op, _OPERATOR_CODE, "<I")],
-                    self._numbers(op, _OPERATOR_INPUTS),
-                    self._numbers(op, _OPERATOR_OUTPUTS),
+                    codes[file.scalar(op, _OPERATOR_CODE, "<I")],
+                    file.numbers(op, _OPERATOR_INPUTS),
+                    file.numbers(op, _OPERATOR_OUTPUTS),
                 )
-                for op in self._tables(graph, _GRAPH_OPERATORS)
+                for op in file.tables(graph, _GRAPH_OPERATORS)
             )
             self.buffers = tuple(
-                self._scalar(tensor, _TENSOR_BUFFER, "<I") for tensor in self._tables(graph, _GRAPH_TENSORS)
+                file.scalar(tensor, _TENSOR_BUFFER, "<I") for tensor in file.tables(graph, _GRAPH_TENSORS)
             )
         except (struct.error, StopIteration, IndexError) as exc:
             raise BundleError(f"a TFLite file of {len(data)} bytes points outside of itself") from exc
@@ -91,14 +91,14 @@ class TfliteGraph:
         """
         if not 0 <= tensor < len(self.buffers):
             return None
-        number = self.buffers[tensor]
+        number, file = self.buffers[tensor], self._file
         if not 0 < number < len(self._buffer_tables):
             return None
         try:
-            place = self._field(self._buffer_tables[number], _BUFFER_DATA)
+            place = file.field(self._buffer_tables[number], _BUFFER_DATA)
             if place is None:
                 return self._constant_behind(tensor, self._buffer_tables[number])
-            start = self._reference(place)
+            start = file.follow(place)
             (length,) = struct.unpack_from("<I", self._data, start)
         except struct.error as exc:
             raise BundleError(f"constant {tensor} of a TFLite file lies outside of it") from exc
@@ -108,7 +108,8 @@ class TfliteGraph:
 
     def _constant_behind(self, tensor: int, buffer: int) -> tuple[int, int] | None:
         """Large files hold their constants behind the FlatBuffer (schema.fbs, Buffer.offset)."""
-        start, length = self._scalar(buffer, _BUFFER_OFFSET, "<Q"), self._scalar(buffer, _BUFFER_SIZE, "<Q")
+        file = self._file
+        start, length = file.scalar(buffer, _BUFFER_OFFSET, "<Q"), file.scalar(buffer, _BUFFER_SIZE, "<Q")
         if start <= 1 or not length:
             return None
         if start + length > len(self._data):
@@ -167,45 +168,3 @@ class TfliteGraph:
                     return None
                 data[start : start + length] = zeros
         return bytes(data)
-
-    def _scalar(self, table: int, number: int, kind: str) -> int:
-        """A number field; its default, 0, where the table leaves it out."""
-        place = self._field(table, number)
-        return 0 if place is None else int(struct.unpack_from(kind, self._data, place)[0])
-
-    def _field(self, table: int, number: int) -> int | None:
-        """Where a table's field lies; None where it has its default."""
-        (back,) = struct.unpack_from("<i", self._data, table)
-        vtable = table - back
-        if vtable < 0:
-            raise struct.error
-        (size,) = struct.unpack_from("<H", self._data, vtable)
-        at = 4 + 2 * number
-        if at + 2 > size:
-            return None
-        (offset,) = struct.unpack_from("<H", self._data, vtable + at)
-        return table + offset if offset else None
-
-    def _reference(self, place: int) -> int:
-        (offset,) = struct.unpack_from("<I", self._data, place)
-        return int(place + offset)
-
-    def _vector(self, table: int, number: int) -> tuple[int, int]:
-        """Where a vector's elements begin, and how many there are."""
-        place = self._field(table, number)
-        if place is None:
-            return 0, 0
-        start = self._reference(place)
-        (length,) = struct.unpack_from("<I", self._data, start)
-        if length > _MOST:
-            raise struct.error
-        return start + 4, length
-
-    def _tables(self, table: int, number: int) -> Iterator[int]:
-        start, length = self._vector(table, number)
-        for i in range(length):
-            yield self._reference(start + 4 * i)
-
-    def _numbers(self, table: int, number: int) -> tuple[int, ...]:
-        start, length = self._vector(table, number)
-        return struct.unpack_from(f"<{length}i", self._data, start) if length else ()

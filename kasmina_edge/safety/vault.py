@@ -53,6 +53,15 @@ class Sealer:
         number, key = self._vault.newest(self.purpose)
         return seal_with(key, number, self.purpose, plaintext, aad, self._vault.random_bytes)
 
+    def key(self, number: int) -> bytes:
+        """The purpose's key of that number, to tell one that is not at hand from bytes that were changed.
+
+        Raises:
+            TrustError: The vault has no such key.
+            StorageError: The key ring cannot be read.
+        """
+        return self._vault.key(number, self.purpose)
+
     def open(self, sealed: bytes, aad: bytes) -> bytes:
         """Decrypt what any sealer of this purpose and vault made, in whatever process.
 

@@ -165,7 +165,7 @@ def open_block(stored: bytes, key: int, place: Place, sealer: Sealer | None) -> 
     if number != key:
         raise TrustError(f"outbox block at {place.first_id}: names key {number}, not {key}", breach="tamper")
     try:
-        opened = sealer._vault.key(number, sealer.purpose)
+        opened = sealer.key(number)
     except TrustError as exc:
         raise TrustError(f"outbox block at {place.first_id}: {exc.message}", exc.next_step) from exc
     try:

@@ -51,7 +51,7 @@ fi
 rm -f "$root"/wheels/kasmina-*.whl; cp "$wheel" "$root/wheels/"
 chroot "$root" /opt/kasmina/bin/pip -q --isolated install --no-index --no-deps --force-reinstall "/wheels/$(basename "$wheel")"
 
-rm -rf "$root/work"; mkdir -p "$root/work"; cp -r tests pyproject.toml "$root/work/"
+rm -rf "$root/kasmina"; mkdir -p "$root/kasmina"; cp -r tests pyproject.toml "$root/kasmina/"
 mountpoint -q "$root/proc" || mount -t proc none "$root/proc"
 # no /sys: it describes this machine's processor, and ONNX Runtime's Arm code ends in a segmentation fault over it
 mountpoint -q "$root/dev" || mount --bind /dev "$root/dev"
@@ -59,9 +59,9 @@ trap 'umount "$root/proc" "$root/dev" 2>/dev/null || true' EXIT
 
 say "exporting a bundle on this machine"
 bundle=$($python -c 'from benchmarks import _models; print(_models.bundle_path("digits"))')
-cp "$bundle" "$root/work/exported.kasmina"
+cp "$bundle" "$root/kasmina/exported.kasmina"
 say "asking this machine first"
 $python tests/arm64/inside.py --bundle "$bundle" --out "$here/here.json" --work "$here/here-data"
 say "asking the Arm machine"
-chroot "$root" /bin/sh -c 'cd /work && OMP_NUM_THREADS=1 /opt/kasmina/bin/python tests/arm64/inside.py --bundle /work/exported.kasmina --out /work/there.json --work /work/data --suite'
-$python tests/arm64/compare.py "$here/here.json" "$root/work/there.json"
+chroot "$root" /bin/sh -c 'cd /kasmina && OMP_NUM_THREADS=1 /opt/kasmina/bin/python tests/arm64/inside.py --bundle /kasmina/exported.kasmina --out /kasmina/there.json --work /kasmina/data --suite'
+$python tests/arm64/compare.py "$here/here.json" "$root/kasmina/there.json"

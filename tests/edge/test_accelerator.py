@@ -13,13 +13,13 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from worlds.bundles import compiled_bundle, digits, make_bundle, make_profile
-from worlds.faulty_engine import Drive, FaultyEngine, FaultyWorld, SlowTwin, ToyEngine
+from worlds.faulty_engine import Drive, FaultyEngine, FaultyWorld, SlowTwin, ToyEngine, alive, eventually
 
 from kasmina_edge.bundle import Bundle
 from kasmina_edge.contracts.manifest import ModelFile
@@ -42,22 +42,6 @@ from kasmina_edge.errors import BundleError, EngineError
 
 GAP_MS = 200.0
 TESTS = Path(__file__).resolve().parent.parent
-
-
-def eventually(holds: Callable[[], bool], timeout_s: float = 10.0) -> bool:
-    ends = time.monotonic() + timeout_s
-    while not holds():
-        if time.monotonic() > ends:
-            return False
-        time.sleep(0.01)
-    return True
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def worker(engine: SupervisedEngine) -> int:

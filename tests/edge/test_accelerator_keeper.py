@@ -5,35 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-from worlds.faulty_engine import FaultyWorld
+from worlds.faulty_engine import FaultyWorld, alive, eventually
 
 from kasmina_edge.engines.accelerator.supervisor import SupervisedEngine
-
-
-def eventually(holds: Callable[[], bool], timeout_s: float = 10.0) -> bool:
-    ends = time.monotonic() + timeout_s
-    while not holds():
-        if time.monotonic() > ends:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def worker(engine: SupervisedEngine) -> int:
     link = engine._keeper.link
     assert link is not None
     return link.pid
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_a_line_that_somebody_else_closed_does_not_end_the_keeper(tmp_path: Path) -> None:

@@ -293,3 +293,21 @@ class FaultyWorld:
     def kinds(self) -> list[str]:
         """Kinds of all events so far."""
         return [event.kind for event in self.events]
+
+
+def eventually(holds: Callable[[], bool], timeout_s: float = 10.0) -> bool:
+    """Whether it comes to hold in time."""
+    ends = time.monotonic() + timeout_s
+    while not holds():
+        if time.monotonic() > ends:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -51,7 +51,7 @@ demo: $(INSTALLED) ## the whole loop, live, then a table; under 3 minutes
 test: $(INSTALLED) broker ## every quick test, with coverage (floor 85 %); `make test ARGS="-k NAME"` adds to pytest's line
 	@rm -f .coverage .coverage.*
 	@mkdir -p build
-	@$(BIN)/python -m pytest -m "not slow and not soak" --cov --cov-report=term --cov-report=html:build/coverage $(ARGS)
+	@$(BIN)/python -m pytest -m "not slow and not soak" -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term --cov-report=html:build/coverage $(ARGS)
 
 check: $(INSTALLED) ## lint, types, import arrows, architecture tests; under a minute
 	@$(BIN)/ruff check .

@@ -17,8 +17,8 @@ from kasmina_edge.slots import SlotStore
 ROOT = Path(__file__).resolve().parent.parent
 PROFILE = "x86-cpu"
 NAMES = ("digits", "other", "wide")
-"""``other`` is the digits host from another seed; ``wide`` the untrained host on frames of 128x128, over 1 ms."""
-_WIDE = 8
+"""``other`` is the digits host from another seed; ``wide`` the untrained host on frames of 144x144, over 1 ms."""
+_WIDE = 9
 Frames = list[npt.NDArray[Any]]
 
 

@@ -50,7 +50,8 @@ class InputConverter:
         target: Memory of the engine, of the tensor's shape and dtype, to write into; by default a buffer of its own.
 
     Attributes:
-        target: Where `load` and `convert` write.
+        target: Where `load` and `convert` write; a frame of its shape and of dtype ``whole`` may go there as it is.
+        whole: The model's own type, where every value of it is a good one; else None.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class InputConverter:
         self._takes_floats = io is None or io.dtype == "float32"
         self._takes_own = not self._takes_floats or self._own.kind in "iu"
         self._takes_wholes = self._takes_own and self._own.kind != "f"  # of these every value is a good one
+        self.whole = self._own if self._takes_wholes else None
         scale = (tensor.scale or 1.0) * pre.std
         self._factor = np.array(1.0 / scale, np.float32)  # arrays: a ufunc converts a scalar anew at every call
         self._offset = np.array((tensor.zero_point or 0) - pre.mean / scale, np.float32)

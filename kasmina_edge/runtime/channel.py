@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from array import array
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
@@ -58,9 +59,9 @@ class Channel:
                     try:
                         result = serving.answer(x)
                         if result.ended_ns < self._attend_at:
-                            put = self._put
-                            put(result.latency_ns)
-                            put(result.raws[0])
+                            self._put(result.latency_ns)
+                            if serving.classifies:
+                                self._keep(result.raws[0])
                         else:
                             self._attend(result, x)
                         return result
@@ -99,7 +100,8 @@ class Channel:
                         for x, result in zip(frames, answers, strict=True):
                             if result.ended_ns < self._attend_at:
                                 self._put(result.latency_ns)
-                                self._put(result.raws[0])
+                                if serving.classifies:
+                                    self._keep(result.raws[0])
                             else:
                                 self._attend(result, x)
                         return answers
@@ -174,8 +176,7 @@ class Channel:
     def _record(self, recorder: Recorder | None, look: Callable[[], None] | None) -> None:
         """From here on, tell ``recorder`` of every answer, and ``look`` around now and then."""
         self._recorder, self._look = recorder, look
-        self._answered: list[Any] = []  # latency and first output in turns: nothing here is the garbage collector's
-        self._put: Callable[[Any], None] = self._answered.append if recorder is not None else _nowhere
+        self._begin_run()
         self._attended_ns = 0
         self._attend_at = 0 if recorder is not None or look is not None else _NEVER
 
@@ -191,11 +192,18 @@ class Channel:
 
     def _hand_in(self) -> None:
         """Give the recorder what was answered since the last time; holding the guard."""
-        answered = self._answered
-        if answered and self._recorder is not None:
-            self._answered = []
-            self._put = self._answered.append
-            self._recorder.take(self._serving, answered, self._attended_ns)
+        latencies, raws = self._latencies, self._raws
+        if latencies and self._recorder is not None:
+            self._begin_run()
+            self._recorder.take(self._serving, latencies, raws, self._attended_ns)
+
+    def _begin_run(self) -> None:
+        """Latencies and first outputs go into two blocks of memory: objects that another thread frees would make every
+        answer begin with memory that this core has never seen."""
+        self._latencies, self._raws = array("q"), bytearray()
+        told = self._recorder is not None
+        self._put: Callable[[int], None] = self._latencies.append if told else _nowhere
+        self._keep: Callable[[Any], None] = self._raws.extend if told else _nowhere
 
     def _collect(self, *, wait: bool) -> None:
         """`_hand_in` for who does not hold the guard; without ``wait``, only if nobody infers now."""

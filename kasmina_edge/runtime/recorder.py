@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -79,8 +79,8 @@ class Picks(Protocol):
 class _Run(NamedTuple):
     at_ns: int
     serving: Serving
-    latencies_ns: list[int]
-    raws: list[Array] | None
+    latencies_ns: Sequence[int]
+    raws: bytes | bytearray
 
 
 class _Look(NamedTuple):
@@ -206,23 +206,22 @@ class Recorder:
         self._thread = threading.Thread(target=self._run, args=(serving,), name="kasmina-telemetry", daemon=True)
         self._thread.start()
 
-    def take(self, serving: Serving, answered: list[Any], at_ns: int) -> None:
+    def take(self, serving: Serving, latencies_ns: Sequence[int], raws: bytes | bytearray, at_ns: int) -> None:
         """Take inferences of one bundle into account, some 10 ms of them; never blocks, safe for several threads.
 
         Args:
             serving: Who answered.
-            answered: Latency in nanoseconds and first output, in turns. Of the outputs only those of a classification
-                are kept, and not for long.
+            latencies_ns: Of each.
+            raws: The first outputs of a classification, in the model's own numbers and in one piece; else nothing.
             at_ns: When that was.
         """
-        frames = len(answered) // 2
-        raws = answered[1::2] if serving.classifies else None
+        frames = len(latencies_ns)
         with self._taking:
             if self._missed is not None or self._waiting() + frames > self._capacity:
                 self._left_out += frames
                 return
             self._taken += frames
-            self._queue.append(_Run(at_ns, serving, answered[::2], raws))
+            self._queue.append(_Run(at_ns, serving, latencies_ns, raws))
         if self._waiting() >= WAKE_EVENTS:
             self._wake.set()
 
@@ -238,7 +237,8 @@ class Recorder:
             with suppress(Exception):  # an object whose own conversion works but once: it was answered
                 copy = {k: np.array(v) for k, v in x.items()} if isinstance(x, Mapping) else np.array(x)
         if copy is None:
-            self.take(result.serving, [result.latency_ns, result.raws[0]], result.ended_ns)
+            raw = result.raws[0].tobytes() if result.serving.classifies else b""
+            self.take(result.serving, [result.latency_ns], raw, result.ended_ns)
             return
         self._look_at_ns = result.ended_ns + self._look_every_ns
         self._held.append(None)
@@ -411,8 +411,9 @@ class Recorder:
         latencies_us = np.array(run.latencies_ns) / 1000.0  # (N,)
         frames = len(latencies_us)
         tops = None
-        if run.raws is not None:
-            tops = np.stack(run.raws).reshape(frames, -1).argmax(axis=1)  # the first of equals, as Result.label
+        if run.raws:
+            numbers = np.frombuffer(run.raws, run.serving.raw_dtype).reshape(frames, -1)
+            tops = numbers.argmax(axis=1)  # the first of equals, as Result.label
         begin = 0
         while begin < frames:
             end = min(begin + self._room(at_s), frames)

@@ -54,7 +54,13 @@ class Result:
     @property
     def raw(self) -> Array:
         """The first output in the model's own numbers."""
-        return self.raw_outputs[0]
+        given = self._given
+        if given is None:
+            raws = self.raws
+            if len(raws) > 1:
+                return self.raw_outputs[0]
+            given = self._given = [raws[0].copy()] if self.serving.classifies else raws
+        return given[0]
 
     @property
     def raw_outputs(self) -> list[Array]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -20,6 +21,7 @@ LOG_SCALE = 1.0 / math.log(BUCKET_RATIO)
 BUCKET_OFFSET = 1024
 """Bucket of the value 1; everything from 1.6e-9 up has a bucket above 0."""
 LAST_BUCKET = 65_535
+_LARGEST_EXPONENT = math.log(sys.float_info.max)
 SCHEME = 1
 """Of the bytes on the wire: buckets of ratio 1.02, the value 1 in bucket 1024."""
 
@@ -30,8 +32,9 @@ def bucket_of(value: float) -> int:
 
 
 def bucket_value(index: int) -> float:
-    """Geometric middle of a bucket: within 1 % of everything in it."""
-    return math.exp((index - BUCKET_OFFSET + 0.5) / LOG_SCALE)
+    """Geometric middle of a bucket: within 1 % of everything in it; the largest float of buckets beyond all floats."""
+    exponent = (index - BUCKET_OFFSET + 0.5) / LOG_SCALE
+    return math.exp(exponent) if exponent < _LARGEST_EXPONENT else sys.float_info.max
 
 
 class LogHistogram:

@@ -421,7 +421,7 @@ def test_a_full_window_ends_but_not_in_no_time(host: Bundle) -> None:
             timer_ns=lambda: 0,
         )  # fmt: skip
         for i in range(25):
-            recorder.take(serving, [25_000, raw], int(period_s * 1e9) * i)
+            recorder.take(serving, [25_000], raw.tobytes(), int(period_s * 1e9) * i)
         recorder.close()
         assert [r.frames for r in taken] == expected, period_s
     serving.retire()
@@ -451,7 +451,7 @@ def test_a_slow_disk_never_blocks_and_losses_are_counted(host: Bundle) -> None:
     longest = 0.0
     for i in range(1000):
         began = time.perf_counter()
-        recorder.take(serving, [result.latency_ns, result.raw], result.ended_ns + i)
+        recorder.take(serving, [result.latency_ns], result.raw.tobytes(), result.ended_ns + i)
         longest = max(longest, time.perf_counter() - began)
     assert not recorder.flush(wait_s=0.01), "the disk stands still"
     slow.go.set()

@@ -421,7 +421,7 @@ def test_events_of_the_accelerator_are_counted(host: Bundle) -> None:
     recorder = Recorder(serving, emit=taken.append, data_folder=None, settings=settings, boot=0, clock=lambda: 1e9)
     event = AcceleratorEvent("hang", 1e9, "a call took 2 s", "LiteRT CPU", 1, 1.0)
     serving.engine.on_change(event)  # type: ignore[attr-defined]
-    recorder.take(serving, [25_000, serving.answer(digits()[0][0]).raw], 0)
+    recorder.take(serving, [25_000], serving.answer(digits()[0][0]).raw.tobytes(), 0)
     recorder.close()
     serving.retire()
     assert taken[-1].accelerator is not None and "hang" in taken[-1].accelerator.model_dump_json()
@@ -433,7 +433,7 @@ def test_dropped_records_stay_within_the_contract(host: Bundle) -> None:
     taken: list[TelemetryRecord] = []
     recorder = Recorder(serving, emit=taken.append, data_folder=None, settings=settings, boot=0, clock=lambda: 1e9)
     recorder._left_out = 2**70
-    recorder.take(serving, [25_000, serving.answer(digits()[0][0]).raw], 0)
+    recorder.take(serving, [25_000], serving.answer(digits()[0][0]).raw.tobytes(), 0)
     recorder.close()
     serving.retire()
     assert [r.dropped_records for r in taken] == [2**53]

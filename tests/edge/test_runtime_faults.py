@@ -330,14 +330,14 @@ def test_events_that_nobody_takes_are_bounded_and_counted(host: Bundle, newer: B
 
     recorder = recorder_of(servings[0], emit, lambda: 1e9)
     raw = servings[0].answer(X).raw
-    recorder.take(servings[0], [25_000, raw], 0)
+    recorder.take(servings[0], [25_000], raw.tobytes(), 0)
     assert not recorder.flush(0.0) and stands.wait(WAIT_S)
     for _ in range(5_000):
         recorder.check(True)
         recorder.accelerator("LiteRT CPU", "hang", "")
     for _ in range(100):
         recorder.switch(servings[1], trial=False)
-    recorder.take(servings[1], [25_000, raw], 0)
+    recorder.take(servings[1], [25_000], raw.tobytes(), 0)
     assert len(recorder._queue) <= QUEUE_OTHERS + 1
     assert recorder._left_out == 10_000 - QUEUE_OTHERS + 100 + 1
     go_on.set()
@@ -345,7 +345,7 @@ def test_events_that_nobody_takes_are_bounded_and_counted(host: Bundle, newer: B
     while recorder._missed is not None or recorder._queue:
         assert time.monotonic() < deadline
         time.sleep(0.001)
-    recorder.take(servings[1], [25_000, raw], 0)
+    recorder.take(servings[1], [25_000], raw.tobytes(), 0)
     recorder.close()
     for serving in servings:
         serving.retire()
@@ -360,7 +360,7 @@ def test_a_clock_that_gives_no_number_costs_no_frame(host: Bundle) -> None:
     raw = serving.answer(X).raw
     for at_s in (1e9, float("nan"), float("inf"), 1e9 + 5):
         now_s[0] = at_s
-        recorder.take(serving, [25_000, raw], time.perf_counter_ns())
+        recorder.take(serving, [25_000], raw.tobytes(), time.perf_counter_ns())
         assert recorder.flush(WAIT_S)
     recorder.close()
     serving.retire()

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from worlds.telemetry import make_record
 
@@ -106,6 +106,7 @@ def test_what_is_no_sketch_is_refused(text: str, message: str) -> None:
 
 
 @given(st.binary(max_size=40))
+@example(b"\x00\x01\x80:\x01\x10\x01\xa6m\x01\x8cx\x01A\x80\x01")  # a bucket beyond all floats
 def test_any_bytes_are_a_sketch_or_refused(data: bytes) -> None:
     import base64
 

@@ -58,7 +58,7 @@ def measure(quick: bool) -> list[Row]:
         found.append(_batched(small, runtime, pairs=200 // few))
         found.append(_asynchronous(small, runtime, calls=4000 // few))
     with _opened(large, "litert") as runtime:
-        found += _both("litert_large", large, runtime, SLOW, block=12, pairs=150 // few)
+        found += _both("litert_large", large, runtime, SLOW, block=12, pairs=500 // few)
     with _opened(small, "onnxruntime") as runtime:
         found.append(
             _ratio("onnxruntime_float", bare_onnx(small), _real(runtime), _floats(small), None, 50, 200 // few)

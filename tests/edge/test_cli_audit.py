@@ -62,7 +62,8 @@ def test_a_head_that_the_controller_remembers(data: Path, tmp_path: Path, capsys
 
 def test_what_is_not_there(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(capsys, "verify", str(tmp_path / "none" / "audit.log"))[0] == 2
-    assert call(capsys, "tail", str(tmp_path))[0] == 2
+    (tmp_path / "empty").mkdir()
+    assert call(capsys, "tail", str(tmp_path / "empty"))[0] == 2
     for name in ("audit.log", "audit.head"):
         (data / name).unlink()
     code, out = call(capsys, "verify", str(data / "audit.log"))
@@ -70,5 +71,9 @@ def test_what_is_not_there(tmp_path: Path, data: Path, capsys: pytest.CaptureFix
 
 
 def test_tail(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out = call(capsys, "tail", "-n", "2", str(data / "audit.log"))
-    assert code == 0 and [json.loads(line)["seq"] for line in out.splitlines()] == [3, 4]
+    AuditLog(data / "audit.log", clock=lambda: 2.0).append("committed", bundle="ab" * 32, note="x")
+    code, out = call(capsys, "tail", "-n", "2", "--json", str(data / "audit.log"))
+    assert code == 0 and [entry["seq"] for entry in json.loads(out)["entries"]] == [4, 5]
+    code, out = call(capsys, "tail", str(data))
+    assert code == 0 and "1970-01-01 00:00:02" in out and "bundle abababababab, note x" in out and "ab" * 7 not in out
+    assert call(capsys, "verify", str(data))[0] == 0

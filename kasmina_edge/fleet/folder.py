@@ -43,6 +43,7 @@ from kasmina_edge.safety.encryption import (
 )
 from kasmina_edge.settings import write_settings
 from kasmina_edge.storage import as_storage_error, make_private_folder, write_durable
+from kasmina_edge.transport.address import parse_address
 from kasmina_edge.transport.broker import free_port
 from kasmina_edge.updates.trust import TrustStore
 
@@ -135,8 +136,10 @@ class FleetFolder:
         """Make keys, metadata and an empty register.
 
         Raises:
-            InputError: The folder holds a fleet already.
+            InputError: The folder holds a fleet already, or the address is none.
         """
+        if address != "embedded":
+            address = str(parse_address(address, insecure=True))  # who connects decides about plain links
         if (folder / "fleet.json").exists():
             raise InputError(f"{folder}: a fleet is there already", "Choose another --fleet folder.")
         Topics(site=site)

@@ -55,6 +55,10 @@ def desk(tmp_path: Path, capsys: Read) -> Desk:
 
 def test_a_fleet_is_made_once_and_keeps_its_keys_private(desk: Desk) -> None:
     assert "a fleet is there already" in desk.call("fleet", "init", *desk.fleet, *desk.offline, code=2)
+    for wrong in ("there", "http://there:1883", "mqtts://user:secret@there:8883"):
+        other = ["--fleet", str(desk.folder / "other"), "--offline-keys", str(desk.folder / "other-keys")]
+        said = desk.call("fleet", "init", *other, "--address", wrong, code=2)
+        assert "address" in said and "secret" not in said and not (desk.folder / "other").exists()
     assert "not a fleet folder" in desk.call("fleet", "status", "--fleet", str(desk.folder / "none"), code=2)
     keys = [p for p in desk.folder.rglob("*") if p.suffix in (".pem", ".key")]
     assert len(keys) > 8

@@ -315,8 +315,8 @@ def test_looking_at_files(deployed: Path, tmp_path: Path, capsys: Read) -> None:
     log = str(deployed / "audit.log")
     assert main(["audit", "verify", log]) == 0
     assert "the chain holds" in capsys.readouterr().out
-    assert main(["audit", "tail", log, "-n", "1"]) == 0
-    assert json.loads(capsys.readouterr().out)["event"] == "committed"
+    assert main(["audit", "tail", log, "-n", "1", "--json"]) == 0
+    assert [e["event"] for e in json.loads(capsys.readouterr().out)["entries"]] == ["committed"]
     text = (deployed / "audit.log").read_text()
     (deployed / "audit.log").write_text(text.replace("1.0.0", "6.6.6", 1))
     refused(capsys, ["audit", "verify", log], 3, "line 1")
@@ -382,7 +382,7 @@ def test_a_clock_that_was_set_back_does_not_make_old_signatures_young(
 
 
 def test_in_a_fleet_the_operators_rollback_holds(tmp_path: Path, capsys: Read) -> None:
-    office = FleetFolder.init(tmp_path / "fleet", offline_keys=tmp_path / "offline", address="x", clock=time.time)
+    office = FleetFolder.init(tmp_path / "fleet", offline_keys=tmp_path / "offline", clock=time.time)
     data = tmp_path / "cam-1"
     office.enroll("cam-1", data)
     for bundle in (make_bundle(), make_bundle(version="1.1.0", release=2, provenance={"note": "second"})):
@@ -421,7 +421,7 @@ def test_wrong_paths_are_named(deployed: Path, tmp_path: Path, capsys: Read) -> 
         refused(capsys, ["audit", verb, none], 2, none, "no such file")
         refused(capsys, ["audit", verb, folder], 2, "is a folder")
     assert main(["audit", "tail", str(deployed / "audit.log"), "-n", "1", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["event"] == "committed"
+    assert json.loads(capsys.readouterr().out)["entries"][0]["event"] == "committed"
     (deployed / "audit.log").unlink()
     refused(capsys, ["audit", "verify", str(deployed / "audit.log")], 3, "lacks entry")  # its head is there: removed
     refused(capsys, ["profile", "check", folder], 2, folder, "is a folder")

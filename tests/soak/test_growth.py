@@ -114,7 +114,8 @@ def test_hundreds_of_swaps_keep_nothing(data: Path) -> None:
     samples = swaps(data, 300)[100:]
     assert slope_bytes(samples) <= 5_000, "bytes a swap"
     assert samples[-1].open_files <= samples[0].open_files + 1
-    assert samples[-1].threads <= samples[0].threads
+    quarter = len(samples) // 4  # the outbox's thread comes and goes; one that stays for good adds to every sample
+    assert min(s.threads for s in samples[-quarter:]) <= max(s.threads for s in samples[:quarter])
 
 
 def starts(folder: Path, count: int, after: Callable[[], None] = lambda: None) -> list[Sample]:

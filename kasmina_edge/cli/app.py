@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from kasmina_edge import __version__
-from kasmina_edge.cli import audit, bundle, device, fleet, service
+from kasmina_edge.cli import audit, bundle, device, fleet, profile, service
 from kasmina_edge.cli.output import EXIT_CODES
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ app = typer.Typer(
 )
 device.register(app)
 app.add_typer(bundle.app, name="bundle")
-app.add_typer(bundle.profile_app, name="profile")
+app.add_typer(profile.app, name="profile")
 app.add_typer(audit.app, name="audit")
 app.add_typer(service.app, name="service")
 app.add_typer(fleet.app, name="fleet")

@@ -1,4 +1,4 @@
-"""Looking at files: ``bundle show|verify``, ``profile list|show|check``."""
+"""Looking into bundles: ``bundle show|verify``."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from typing import Annotated
 import typer
 
 from kasmina_edge.bundle import read_file
-from kasmina_edge.cli import bundle_create
-from kasmina_edge.cli.output import emit, grid, kilobytes, rows_table
+from kasmina_edge.cli import bundle_create, bundle_map
+from kasmina_edge.cli.output import emit, kilobytes, rows_table
 from kasmina_edge.contracts.canonical import short_digest
-from kasmina_edge.contracts.profile import list_profiles, load_profile, read_profile
-from kasmina_edge.errors import InputError
 from kasmina_edge.updates.trust import TrustStore, verify_bundle
 
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")]
 app = typer.Typer(help="Make bundles from model files, and look into them.", no_args_is_help=True)
 bundle_create.register(app)
-profile_app = typer.Typer(help="Hardware targets.", no_args_is_help=True)
+bundle_map.register(app)
 DEFAULT_DATA = Path("kasmina-data")
+_COMPARED = {
+    "classification": "top-1 agreement with float",
+    "detection": "boxes shared with float",
+    "other": "least likeness (cosine) to float",
+}
 
 
 @app.command()
@@ -44,7 +47,7 @@ def show(path: Annotated[Path, typer.Argument(help="A .kasmina file.")], as_json
         proof = (
             "parity not measured"
             if parity is None
-            else (f"top-1 agreement with float {100 * parity.top1_agreement:.1f} % of {parity.samples}")
+            else f"{_COMPARED[manifest.head]} {100 * parity.top1_agreement:.1f} % of {parity.samples}"
         )
         state = ", keeps state" if model.stateful else ""
         rows.append((model.file.path, f"{kilobytes(model.file.size_bytes)}, {model.engine}, {proof}{state}"))
@@ -81,40 +84,3 @@ def verify_command(
         as_json=as_json,
         table=f"{bundle.manifest.id}: verified, signed by role {by.role} under {by.kind} root {by.key_id[:12]}",
     )
-
-
-@profile_app.command("list")
-def profile_list(as_json: JsonOption = False) -> None:
-    """Every hardware target."""
-    profiles = list_profiles()
-    rows = [
-        (p.name, ", ".join(p.aliases) or "-", p.chip, f"{100 * p.error_band:.0f} %", p.description)
-        for p in profiles.values()
-    ]
-    emit(
-        {p.name: p.description for p in profiles.values()},
-        as_json=as_json,
-        table=grid("", ("profile", "alias", "chip", "band", "what"), rows),
-    )
-
-
-@profile_app.command("show")
-def profile_show(name: str, as_json: JsonOption = False) -> None:
-    """One target with its figures and their source."""
-    profile = load_profile(name)
-    value = profile.model_dump(mode="json")
-    rows = [(k, str(v)) for k, v in value.items() if k != "anchors" and v is not None]
-    rows += [("anchor", f"{a.network}: {a.latency_ms} ms ({a.source})") for a in profile.anchors]
-    emit(value, as_json=as_json, table=rows_table(rows))
-
-
-@profile_app.command("check")
-def profile_check(path: str, as_json: JsonOption = False) -> None:
-    """Whether a profile file is well formed."""
-    file = Path(path)
-    if file.is_dir():
-        raise InputError(f"{path}: is a folder, expected a profile file (.toml)")
-    if not file.exists() and ("/" in path or file.suffix):
-        raise InputError(f"{path}: no such file", "Name a profile file (.toml), or a profile of `profile list`.")
-    profile = read_profile(file) if file.exists() else load_profile(path)
-    emit({"ok": True, "name": profile.name}, as_json=as_json, table=f"{path}: profile {profile.name} is well formed")

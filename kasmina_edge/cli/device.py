@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import time
 import zipfile
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Group
 from rich.status import Status
 
 from kasmina_edge.bundle import Bundle, read_file
+from kasmina_edge.cli.bundle_map import coral_line, on_name
 from kasmina_edge.cli.doctor import doctor
 from kasmina_edge.cli.output import console, emit, grid, kilobytes, plain, rows_table
 from kasmina_edge.cli.status import status, top
@@ -29,6 +32,9 @@ from kasmina_edge.settings import FILE_NAME, Settings, write_settings
 from kasmina_edge.slots import Slot, SlotStore
 from kasmina_edge.storage import make_private_folder
 from kasmina_edge.updates.trust import TrustStore, VerifiedBy, verify_bundle
+
+if TYPE_CHECKING:
+    from kasmina_edge.engines.postprocessing import Detection
 
 DataOption = Annotated[Path, typer.Option("--data", envvar="KASMINA_DATA", help="This device's data folder.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")]
@@ -153,6 +159,9 @@ def _show_deployed(
             f"{test.passed} of {test.samples} within tolerance, p50 {test.p50_us:.0f} us, p99 {test.p99_us:.0f} us",
         ),
     ]
+    said, mapping = coral_line(bundle, profile)
+    if said:
+        rows.insert(2, (on_name(profile), said))
     if trial.probes is not None:
         beside = f", active bundle {100 * trial.probes[0]:.1f} %" if trial.probes[0] is not None else ""
         rows.append(("probes", f"{100 * trial.probes[1]:.1f} % of {manifest.probes.samples}{beside}"))  # type: ignore[union-attr]
@@ -177,6 +186,7 @@ def _show_deployed(
         "probes": None if trial.probes is None else {"active": trial.probes[0], "trial": trial.probes[1]},
         "previous": previous.id if previous else None,
         "profile": profile.name,
+        "mapping": mapping,
     }
     if not as_json:
         console().print(plain(f"Deployed {manifest.id} to this device (data folder {data})"))
@@ -244,7 +254,9 @@ def infer(
     rows = [
         (
             str(i),
-            r.label
+            _boxes(r.detections)
+            if r.detections is not None
+            else r.label
             or "; ".join(f"{name} {np.array2string(a, precision=4, threshold=8)}" for name, a in r.outputs.items()),
             f"{r.score:.3f}" if r.score is not None else "-",
             f"{r.latency_us:.0f}",
@@ -259,11 +271,18 @@ def infer(
                 "latency_us": r.latency_us,
                 "outputs": {name: array.tolist() for name, array in r.outputs.items()},
             }
+            | ({} if r.detections is None else {"detections": [asdict(found) for found in r.detections]})
             for r in results
         ]
     }
     columns = ("#", "label", "score", "us") if any(r.label for r in results) else ("#", "output", "-", "us")
     emit(value, as_json=as_json, table=grid("", columns, rows))
+
+
+def _boxes(found: Sequence[Detection]) -> str:
+    """Objects of a frame for people: class, score, and left, top, right, bottom in per cent of the frame."""
+    said = (f"{d.label} {d.score:.2f} at {', '.join(f'{100 * side:.0f}' for side in d.box)} %" for d in found)
+    return "; ".join(said) or "nothing"
 
 
 def rollback(

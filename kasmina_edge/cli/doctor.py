@@ -41,7 +41,8 @@ def doctor(
     known = data if os.access(data, os.R_OK | os.X_OK) else None  # a service's folder is closed to other users
     settings = Settings.read(known, flags={"device.profile": profile})
     target = load_profile(settings["device.profile"]).chosen(accelerator_device=settings["device.accelerator"])
-    checks = check_engines(target, engine_types())
+    kinds = engine_types()
+    checks = check_engines(target, kinds)
     more = [*engine_findings(checks, target), *broken_engines()]
     if broker:
         more += _broker(settings)
@@ -52,7 +53,7 @@ def doctor(
         ask_agent=lambda: ask(data / SOCKET_NAME),
         more=more,
     )
-    runs = [name for name, check in checks.items() if check.ok]
+    runs = [name for name, check in checks.items() if check.ok and not kinds[name].simulated]
     value = {
         "profile": target.name,
         "runs": runs,

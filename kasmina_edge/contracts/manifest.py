@@ -6,12 +6,14 @@ a signature over the manifest covers the whole bundle.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from kasmina_edge.contracts.canonical import SignedContract, sha256_hex
+from kasmina_edge.contracts.postprocessing import Postprocessing
 from kasmina_edge.errors import BundleError
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -84,14 +86,27 @@ class SelfTest(SignedContract):
     tolerance: Annotated[float, Field(ge=0)]
 
 
+class OutputParity(SignedContract):
+    """How far one output lies from the float network's on held-out data, in the app's units."""
+
+    name: str
+    max_abs_difference: Annotated[float, Field(ge=0)]
+    mean_abs_difference: Annotated[float, Field(ge=0)]
+
+
 class Parity(SignedContract):
-    """How well this file reproduces the float network on held-out data."""
+    """How well this file reproduces the float network on held-out data.
+
+    Of a detector ``top1_agreement`` is the share of boxes, of both sides together, that the other side gives too (same
+    class, intersection over union of at least a half), and the accuracies are mAP@0.5.
+    """
 
     samples: Annotated[int, Field(ge=1)]
     top1_agreement: Annotated[float, Field(ge=0, le=1)]
     accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
     float_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
     max_abs_difference: Annotated[float, Field(ge=0)]
+    outputs: tuple[OutputParity, ...] = ()
 
 
 class SiteTensors(SignedContract):
@@ -253,6 +268,9 @@ class BundleManifest(SignedContract):
         parent: Content digest of the bundle this one was grown from; None for a host.
         host: Content digest of the frozen host below all grafts; None when this bundle is the host.
         models: One file an engine; a device keeps only its own.
+        head: What the outputs are: logits of classes, a detector's offsets and scores, or the app's own business.
+        postprocessing: How a detector's outputs become boxes; of head ``detection``, and of no other.
+        documents: Papers for people (bill of materials, model card): covered by the manifest, needed by no device.
     """
 
     format: Literal[1] = 1
@@ -264,14 +282,16 @@ class BundleManifest(SignedContract):
     profile: Name
     inputs: Annotated[tuple[ModelIO, ...], Field(min_length=1)]
     outputs: Annotated[tuple[ModelIO, ...], Field(min_length=1)]
-    head: Literal["classification", "other"] = "other"
+    head: Literal["classification", "detection", "other"] = "other"
     preprocessing: Preprocessing = Preprocessing()
+    postprocessing: Postprocessing | None = None
     models: Annotated[tuple[ModelFile, ...], Field(min_length=1)]
     grafts: tuple[Graft, ...] = ()
     domains: tuple[DomainStatistics, ...] = ()
     probes: ReferenceProbes | None = None
     acceptance: Acceptance | None = None
     provenance: dict[str, str] = {}
+    documents: tuple[FileEntry, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -286,7 +306,18 @@ class BundleManifest(SignedContract):
         for model in self.models:
             if len(model.app_inputs) != len(self.inputs) or len(model.app_outputs) != len(self.outputs):
                 raise ValueError(f"{model.file.path} does not have the manifest's inputs and outputs")
+        if (self.head == "detection") != (self.postprocessing is not None):
+            raise ValueError(f"head {self.head}: detection, and nothing else, comes with postprocessing")
+        if self.head == "detection" and self.probes is not None:
+            raise ValueError("reference probes are asked for their class, and a detection has none")
+        if self.postprocessing is not None:
+            self.postprocessing.require_outputs((o.name, o.dtype, math.prod(o.shape)) for o in self.outputs)
         return self
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names; empty where the bundle names none."""
+        return self.postprocessing.labels if self.postprocessing is not None else self.outputs[0].labels
 
     @property
     def id(self) -> str:
@@ -296,7 +327,7 @@ class BundleManifest(SignedContract):
     def files(self) -> tuple[FileEntry, ...]:
         """Every file but the manifest, in order of use."""
         entries = [e for m in self.models for e in (m.file, m.selftest.file)]
-        return (*entries, *((self.probes.file,) if self.probes else ()))
+        return (*entries, *((self.probes.file,) if self.probes else ()), *self.documents)
 
     def files_for(self, model: ModelFile) -> tuple[FileEntry, ...]:
         """The files a device needs that runs ``model``."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
@@ -16,10 +18,22 @@ from kasmina_edge.errors import InputError, KasminaError
 
 MAX_PROFILE_BYTES = 64 * 1024
 DEVICE_PATTERN = r"^(usb|pci)?(:\d{1,2})?$"
+_UNITS = (
+    "ns|us|ms|s|cycles|bytes|kib|macs|elements|ops|words|mhz|w|mw|nj|uj|pj|rows|columns|depth|channels|count|share|band|"
+    "ratio|tops"
+)
+UNIT_PATTERN = re.compile(
+    rf"_({_UNITS})(_per_(s|ms|us|cycle|mac|byte|element|op|layer|weight|pixel|row|call|inference|{_UNITS}))?$"
+)
+"""How the key of a coefficient ends: in its unit."""
 
 
 class Anchor(SignedContract):
-    """One published or measured latency of a known network on this target."""
+    """One published or measured latency of a known network on this target.
+
+    Attributes:
+        network: Name of a table in ``hardware_simulator/networks``, where there is one.
+    """
 
     network: str
     latency_ms: Annotated[float, Field(gt=0)]
@@ -36,6 +50,12 @@ class HardwareProfile(SignedContract):
         accelerator_device: Which of several: "" (the first), "usb", "pci", ":N", "usb:N" or "pci:N", N from 0
             (libedgetpu's option ``device``).
         error_band: Relative half-width that every estimate made from this profile carries.
+        kind: The simulation layer that estimates for it.
+        link: How the host reaches an accelerator.
+        coefficients: Numbers of that layer's latency model, the unit in each key's name.
+        weight_bits: Widths of weights that the runtime really computes with; 4 among them only where it was seen to.
+        sources: Key of this file to where its number comes from, for every number that ``source`` does not cover;
+            coefficients by ``coefficients``, or by ``coefficients.`` and how their keys begin.
     """
 
     name: Name
@@ -57,11 +77,74 @@ class HardwareProfile(SignedContract):
     error_band: Annotated[float, Field(gt=0, le=1)]
     source: str
     anchors: tuple[Anchor, ...] = ()
+    kind: Literal["cpu", "edgetpu", "npu", "mcu"] = "cpu"
+    link: Literal["", "usb2", "usb3", "pcie"] = ""
+    link_bytes_per_s: Annotated[float, Field(gt=0)] | None = None
+    memory_bytes_per_s: Annotated[float, Field(gt=0)] | None = None
+    flash_bytes: Annotated[int, Field(gt=0)] | None = None
+    idle_power_w: Annotated[float, Field(ge=0)] | None = None
+    energy_pj_per_mac: Annotated[float, Field(gt=0)] | None = None
+    weight_bits: tuple[Literal[4, 8, 16, 32], ...] = (8,)
+    coefficients: dict[str, float] = {}
+    sources: dict[str, str] = {}
 
     @classmethod
     def error_type(cls) -> type[KasminaError]:
         """A malformed profile is an `InputError`."""
         return InputError
+
+    @classmethod
+    def parse(cls, value: object, *, where: str = "") -> Self:
+        """Validate plain data, each field alone and then together.
+
+        Raises:
+            InputError: The message names the field.
+        """
+        profile = super().parse(value, where=where)
+        fault = profile._disagreement()
+        if fault:
+            raise InputError(f"{where or cls.__name__}.{fault}", "profiles/README.md explains every key.")
+        return profile
+
+    def _disagreement(self) -> str:
+        """What does not go together, or "": the key, a colon, and why."""
+        if self.kind == "edgetpu" and self.accelerator != "edgetpu":
+            return 'kind: "edgetpu" needs accelerator = "edgetpu"'
+        if self.kind == "mcu" and self.flash_bytes is None:
+            return 'kind: "mcu" needs flash_bytes, where the weights lie'
+        if self.link and self.accelerator is None and self.kind != "npu":
+            return f'link: "{self.link}" has no accelerator at its end'
+        if self.link_bytes_per_s is not None and not self.link:
+            return "link_bytes_per_s: there is no link"
+        names = (self.name, *self.aliases)
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            return f"aliases: {', '.join(twice)} given twice"
+        for key in self.coefficients:
+            if not UNIT_PATTERN.search(key):
+                return f"coefficients.{key}: the key does not end in a unit, e.g. _us or _cycles_per_mac"
+        for key, text in self.sources.items():
+            if not self._has(key):
+                return f"sources.{key}: this file has no such key"
+            if not text.strip():
+                return f"sources.{key}: empty, expected where the number comes from"
+        return ""
+
+    def _has(self, key: str) -> bool:
+        table, dot, beginning = key.partition(".")
+        if dot:
+            return table == "coefficients" and any(each.startswith(beginning) for each in self.coefficients)
+        return table in type(self).model_fields and table not in ("source", "sources") and bool(getattr(self, table))
+
+    def unsourced(self) -> tuple[str, ...]:
+        """Keys of numbers that nobody stands for; ``source`` covers all but coefficients."""
+        begun = tuple(key.partition(".")[2] for key in self.sources if "." in key)
+        free = () if "coefficients" in self.sources else self.coefficients
+        found = tuple(f"coefficients.{key}" for key in free if not (begun and key.startswith(begun)))
+        if self.source.strip():
+            return found
+        numbers = (key for key, value in self if isinstance(value, int | float) and key in self.model_fields_set)
+        return (*found, *(key for key in numbers if key not in self.sources))
 
     def chosen(self, *, engine: str = "", accelerator_device: str = "") -> HardwareProfile:
         """This target with what a device's settings choose; "" leaves the profile's own.
@@ -81,12 +164,17 @@ class HardwareProfile(SignedContract):
         return HardwareProfile.parse(fields, where=f"profile {self.name} with the device's settings")
 
 
-def profile_folders() -> tuple[Path, ...]:
-    """Where profiles are looked for, first match wins: ``$KASMINA_PROFILES``, the installed package, the checkout."""
+def profile_folders(extra: Sequence[Path] = ()) -> tuple[Path, ...]:
+    """Where profiles are looked for, first match wins.
+
+    Args:
+        extra: Folders that come first, e.g. ``profiles`` of a data folder. After them: ``$KASMINA_PROFILES``, the
+            installed package, the checkout.
+    """
     here = Path(__file__).resolve().parent.parent
-    extra = os.environ.get("KASMINA_PROFILES")
-    folders = (Path(extra),) if extra else ()
-    return tuple(f for f in (*folders, here / "profiles", here.parent / "profiles") if f.is_dir())
+    named = os.environ.get("KASMINA_PROFILES")
+    folders = (*extra, *((Path(named),) if named else ()), here / "profiles", here.parent / "profiles")
+    return tuple(f for f in dict.fromkeys(folders) if f.is_dir())
 
 
 def read_profile(path: Path) -> HardwareProfile:
@@ -96,11 +184,16 @@ def read_profile(path: Path) -> HardwareProfile:
         InputError: Missing, too long, not TOML, or a field is wrong; the message names file and field.
     """
     try:
-        data = path.read_bytes()
+        if path.exists() and not path.is_file():  # a pipe or a device would keep the reader for ever
+            raise InputError(f"{path}: no plain file", "Name a profile file (.toml), or a profile of `profile list`.")
+        size = path.stat().st_size
+        data = path.read_bytes() if size <= MAX_PROFILE_BYTES else b""
     except OSError as exc:
-        raise InputError(f"{path}: cannot be read ({exc.strerror})") from exc
-    if len(data) > MAX_PROFILE_BYTES:
-        raise InputError(f"{path}: {len(data)} bytes, at most {MAX_PROFILE_BYTES} are read")
+        raise InputError(
+            f"{path}: cannot be read ({exc.strerror})", "Name a profile file (.toml), or a profile of `profile list`."
+        ) from exc
+    if max(size, len(data)) > MAX_PROFILE_BYTES:
+        raise InputError(f"{path}: {size} bytes, at most {MAX_PROFILE_BYTES} are read")
     try:
         value = tomllib.loads(data.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
@@ -108,26 +201,49 @@ def read_profile(path: Path) -> HardwareProfile:
     return HardwareProfile.parse(value, where=str(path))
 
 
-def list_profiles() -> dict[str, HardwareProfile]:
-    """Every profile by name."""
-    found: dict[str, HardwareProfile] = {}
-    for folder in profile_folders():
+def list_profiles(extra: Sequence[Path] = ()) -> dict[str, HardwareProfile]:
+    """Every profile by name.
+
+    Args:
+        extra: As `profile_folders`.
+
+    Raises:
+        InputError: One is malformed, or two files of one folder claim the same name or alias.
+    """
+    return {name: profile for name, (profile, _) in find_profiles(extra).items()}
+
+
+def find_profiles(extra: Sequence[Path] = ()) -> dict[str, tuple[HardwareProfile, Path]]:
+    """Every profile by name, with its file; arguments and errors as `list_profiles`."""
+    found: dict[str, tuple[HardwareProfile, Path]] = {}
+    for folder in profile_folders(extra):
+        claimed: dict[str, Path] = {}
         for path in sorted(folder.glob("*.toml")):
             profile = read_profile(path)
-            found.setdefault(profile.name, profile)
+            for name in (profile.name, *profile.aliases):
+                other = claimed.setdefault(name, path)
+                if other != path:
+                    raise InputError(f"{path}: {name!r} is taken by {other}", "Give one of them another name.")
+            found.setdefault(profile.name, (profile, path))
     return found
 
 
-def load_profile(name: str) -> HardwareProfile:
+def load_profile(name: str, extra: Sequence[Path] = ()) -> HardwareProfile:
     """A profile by name, alias, or path of a ``.toml`` file.
+
+    Args:
+        name: What a user typed.
+        extra: As `profile_folders`.
 
     Raises:
         InputError: No such profile (the three nearest names are given), or it is malformed.
     """
     if name.endswith(".toml"):
         return read_profile(Path(name))
-    profiles = list_profiles()
-    names = {alias: p for p in profiles.values() for alias in (p.name, *p.aliases)}
+    profiles = list_profiles(extra)
+    names: Mapping[str, HardwareProfile] = {
+        **{alias: p for p in reversed(profiles.values()) for alias in p.aliases}, **profiles
+    }  # fmt: skip
     if name in names:
         return names[name]
     nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.0)

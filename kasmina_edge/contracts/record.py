@@ -114,11 +114,13 @@ class HardwareContext(_Measured):
         throttled: The clock is held down right now, for heat or for lack of power.
         under_voltage: The supply is too weak right now.
         frequency_share: Clock of the slowest core over its highest, of 1.
+        energy_uj: Energy an inference since the record before that said it; ``energy_how`` where it comes from:
+            ``measured: ...`` or ``profile NAME: ...``.
     """
 
     BITS: ClassVar[tuple[str, ...]] = (
         "latency_us", "latency_p99_us", "rss_bytes", "pss_bytes", "available_bytes", "temperature_c",
-        "accelerator_temperature_c", "throttled", "under_voltage", "frequency_share",
+        "accelerator_temperature_c", "throttled", "under_voltage", "frequency_share", "energy_uj",
     )  # fmt: skip
 
     latency_us: Annotated[float, Field(ge=0)] | None = None
@@ -131,6 +133,8 @@ class HardwareContext(_Measured):
     throttled: bool | None = None
     under_voltage: bool | None = None
     frequency_share: Annotated[float, Field(ge=0)] | None = None
+    energy_uj: Annotated[float, Field(ge=0)] | None = None
+    energy_how: Annotated[str, Field(max_length=120)] | None = None
 
 
 class BudgetLeft(_Measured):
@@ -247,6 +251,7 @@ class TelemetryRecord(_Message):
         hardware: What changes slowly comes, like the sketches, with one record in many.
         seeds: The whole model first, then every seed site.
         accelerator: Only where there is one to report about.
+        simulated: Whose time was predicted for these latencies, e.g. ``simulated coral-usb``; None: they are real.
     """
 
     format: Literal[1] = 1
@@ -277,6 +282,7 @@ class TelemetryRecord(_Message):
     hardware: HardwareContext | None = None
     seeds: Annotated[tuple[SeedTelemetry, ...], Field(max_length=MAX_SEEDS)] | None = None
     accelerator: AcceleratorReport | None = None
+    simulated: Annotated[str, Field(max_length=64)] | None = None
 
     def to_bytes(self) -> bytes:
         """Canonical bytes; the slow-changing parts are written only where they are there."""
@@ -284,7 +290,7 @@ class TelemetryRecord(_Message):
         return canonical_bytes(self.model_dump(mode="json", exclude=absent))
 
 
-_NOW_AND_THEN = ("latency_sketch", "score_sketch", "hardware", "seeds", "accelerator")
+_NOW_AND_THEN = ("latency_sketch", "score_sketch", "hardware", "seeds", "accelerator", "simulated")
 
 
 class _Lived(_Message):

@@ -12,6 +12,7 @@ from kasmina_edge.doctor.data_folder import check_data_folder
 from kasmina_edge.doctor.edgetpu_library import check_compiler, check_library
 from kasmina_edge.doctor.edgetpu_pci import check_pci
 from kasmina_edge.doctor.edgetpu_usb import check_usb
+from kasmina_edge.doctor.energy import check_energy
 from kasmina_edge.doctor.finding import AREAS, Finding
 from kasmina_edge.doctor.libraries import check_libraries
 from kasmina_edge.doctor.machine import Machine
@@ -41,6 +42,7 @@ def examine(
         lambda: check_compiler(machine),
         lambda: check_libraries(machine),
         lambda: check_board(machine),
+        lambda: check_energy(machine),
         lambda: check_data_folder(machine, folder, describe_key),
         lambda: check_service(machine, folder, ask_agent),
     )

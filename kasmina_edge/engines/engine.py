@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -92,8 +93,10 @@ class Engine(ABC):
         name: What profiles and settings call this engine.
         takes: The ``engine`` of the manifest entries whose files it runs; its own name, if it says nothing else.
         measured: Whether "auto" may choose it.
+        simulated: Whether it takes a predicted time instead of its own; such an engine proves nothing about a file.
         runs_on: As `EngineCheck.runs_on`, known for certain now.
         accelerator: As `EngineCheck.accelerator`.
+        timer_ns: The clock that inferences are timed by; not the machine's where a rehearsal counts time.
         known_frames: Gives frames (lists of app inputs) that `batch_of` is proven on; `open_engine` puts the bundle's
             self-test vectors there.
     """
@@ -101,6 +104,7 @@ class Engine(ABC):
     name: ClassVar[str]
     takes: ClassVar[EngineName]
     measured: ClassVar[bool] = True
+    simulated: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -112,6 +116,7 @@ class Engine(ABC):
         self.runs_on = ""
         self.accelerator = ""
         self.known_frames: Callable[[], list[list[Array]]] | None = None
+        self.timer_ns: Callable[[], int] = time.perf_counter_ns
         self._lock = threading.Lock()
         self._closed = False
         self._resize = resize

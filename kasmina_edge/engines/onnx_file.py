@@ -38,7 +38,7 @@ def outside_part(data: bytes) -> str | None:
         children = _CHILDREN[kind]
         graphs += kind == "graph"
         outside, name = False, ""
-        for field, wire, value, size in _fields(data, start, end):
+        for field, wire, value, size in message_fields(data, start, end):
             if wire == _BYTES and field in children:
                 pending.append((children[field], value, value + size))
             elif kind == "node" and field == _OP_TYPE and data[value : value + size] == _CONTEXT:
@@ -54,7 +54,7 @@ def outside_part(data: bytes) -> str | None:
     return None
 
 
-def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+def message_fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
     """(field, wire type, value or where it begins, size) of each field of a message."""
     while at < end:
         tag, at = _varint(data, at, end)

@@ -28,6 +28,8 @@ OURS = {
     "litert-plain": "kasmina_edge.engines.litert:PlainLitertEngine",
     "litert-reference": "kasmina_edge.engines.litert:ReferenceLitertEngine",
     "tflite-runtime": "kasmina_edge.engines.litert:TfliteRuntimeEngine",
+    "simulated": "kasmina_edge.hardware_simulator.simulated_engine:SimulatedEngine",
+    "simulated-onnx": "kasmina_edge.hardware_simulator.simulated_engine:SimulatedOnnxEngine",
 }
 """The same lines as in pyproject.toml (a test compares them), for code that runs without its metadata; nobody else's
 entry point of these names is taken, and finding one of them reads no other distribution's metadata."""

@@ -26,7 +26,7 @@ from kasmina_edge.errors import KasminaError, StorageError
 from kasmina_edge.runtime.result import Array, Result
 from kasmina_edge.runtime.serving import Serving
 from kasmina_edge.settings import Settings
-from kasmina_edge.telemetry.details import SiteSource
+from kasmina_edge.telemetry.details import EnergySource, SiteSource
 from kasmina_edge.telemetry.outbox import Outbox, open_outbox
 from kasmina_edge.telemetry.seed_telemetry import Collector
 
@@ -135,6 +135,7 @@ class Recorder:
             frames of that bundle.
         picks: Sees the sampled frames of every bundle, and keeps some.
         collect: Called on the recorder's thread ten times a second; makes who holds answers back hand them in.
+        energy: Asked for the energy of an inference, once in many records, on the recorder's thread.
 
     An outbox that cannot be opened (a full disk, a key that is gone) stops no app: its records are lost, counted in
     those that follow, and the outbox is tried again every `OUTBOX_RETRY_S` seconds.
@@ -155,6 +156,7 @@ class Recorder:
         taps: Taps | None = None,
         picks: Picks | None = None,
         collect: Callable[[], None] = lambda: None,
+        energy: EnergySource | None = None,
     ) -> None:
         self._wall, self._timer_ns, self._capacity = clock, timer_ns, capacity
         self._wall_ahead_s = 0.0  # of the timer
@@ -201,6 +203,8 @@ class Recorder:
             window_frames=_UNBOUNDED,
             window_s=self._window_s,
             sample_every=settings["telemetry.sample_every"],
+            energy=energy,
+            simulated=_simulated(serving),
         )
         self.listen(serving)
         self._thread = threading.Thread(target=self._run, args=(serving,), name="kasmina-telemetry", daemon=True)
@@ -396,7 +400,8 @@ class Recorder:
         began_ns = self._timer_ns()
         frame = result.serving.frame_of(event.x)
         self._count(1, at_s)
-        self._collector.observe(frame, result.latency_us, result.score, result.label_index)
+        index = result.label_index if result.serving.classifies else None  # of a detector only some frames have one
+        self._collector.observe(frame, result.latency_us, result.score, index)
         if self._full(at_s):
             self._collector.flush()
         self._look_every_ns = int((self._timer_ns() - began_ns) / LOOK_SHARE)
@@ -459,6 +464,7 @@ class Recorder:
                 trial=event.trial,
                 domains=manifest.domains,
                 labels=event.serving.labels,
+                simulated=_simulated(event.serving),
             )
             self._tap(event.serving)
         else:
@@ -485,3 +491,8 @@ class Recorder:
 
 
 _UNBOUNDED = 2**62
+
+
+def _simulated(serving: Serving) -> str:
+    """What the engine says it is, where it takes a predicted time; empty where its latencies are real."""
+    return serving.engine.runs_on if serving.engine.simulated else ""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from kasmina_edge.engines.postprocessing import Detection
     from kasmina_edge.runtime.serving import Serving
 
 Array = npt.NDArray[Any]
@@ -22,11 +23,12 @@ class Result:
         fresh_state: The model has state, and this answer was the first since it was opened, reset or swapped in: what
             earlier frames left behind is not in it. Always False for a model without state.
         raws: What telemetry, label and score are worked out from; `raw_outputs` is the app's own.
-        ended_ns: When it was there, by `time.perf_counter_ns`; ``latency_ns`` after it was begun.
+        ended_ns: When it was there, by `time.perf_counter_ns`; ``latency_ns`` after it was begun, where the
+            engine's clock is this one.
         serving: What answered.
     """
 
-    __slots__ = ("_given", "_outputs", "_top", "ended_ns", "fresh_state", "latency_ns", "raws", "serving")
+    __slots__ = ("_found", "_given", "_outputs", "_top", "ended_ns", "fresh_state", "latency_ns", "raws", "serving")
 
     def __init__(self, raws: list[Array], latency_ns: int, ended_ns: int, serving: Serving, fresh_state: bool) -> None:
         self.raws = raws
@@ -37,6 +39,8 @@ class Result:
         self._outputs: dict[str, Array] | None = None
         self._given: list[Array] | None = None
         self._top: tuple[int, float] | None = None
+
+    _found: tuple[Detection, ...] | None  # set when first asked for: most apps classify, and do not wait for it
 
     @property
     def latency_us(self) -> float:
@@ -59,7 +63,7 @@ class Result:
             raws = self.raws
             if len(raws) > 1:
                 return self.raw_outputs[0]
-            given = self._given = [raws[0].copy()] if self.serving.classifies else raws
+            given = self._given = [raws[0].copy()] if self.serving.reads else raws
         return given[0]
 
     @property
@@ -67,7 +71,7 @@ class Result:
         """Every output in the model's own numbers, in the manifest's order."""
         given = self._given
         if given is None:
-            given = [raw.copy() for raw in self.raws] if self.serving.classifies else self.raws
+            given = [raw.copy() for raw in self.raws] if self.serving.reads else self.raws
             self._given = given
         return given
 
@@ -77,30 +81,48 @@ class Result:
         return self.serving.id
 
     @property
+    def detections(self) -> tuple[Detection, ...] | None:
+        """Objects with label, score and box, the best first, by the manifest's post-processing.
+
+        None when the head is not a detection. Boxes are in shares of the input; `Detection.pixels` gives the app's.
+
+        Raises:
+            EngineError: A box's offsets are not numbers.
+        """
+        try:
+            return self._found
+        except AttributeError:
+            found = self._found = self.serving.boxes(self.raws)
+            return found
+
+    @property
     def label(self) -> str | None:
-        """The top class's name; None when the head is not a classification."""
+        """Name of the top class, of a detector the best box's; None without box, or when the head is another."""
         index = self.label_index
         return None if index is None else self.serving.label_names[index]
 
     @property
     def label_index(self) -> int | None:
-        """The top class; None when the head is not a classification."""
+        """The top class, of a detector the best box's; None without box, or when the head is another."""
         top = self._top or self._find_top()
         return top[0] if top is not None else None
 
     @property
     def score(self) -> float | None:
-        """The top class's share under softmax, 0 to 1; None when the head is not a classification."""
+        """The top class's share under softmax, of a detector the best box's score, 0 to 1; None as `label`."""
         top = self._top or self._find_top()
         return top[1] if top is not None else None
 
     def _find_top(self) -> tuple[int, float] | None:
-        self._top = self.serving.top(self.raws[0])
+        if self.serving.classifies:
+            self._top = self.serving.top(self.raws[0])
+        elif self.detections:
+            self._top = self.detections[0].label_index, self.detections[0].score
         return self._top
 
     def __repr__(self) -> str:
         return (
             f"Result(bundle={self.bundle!r}, label={self.label!r}, label_index={self.label_index!r}, "
             f"score={self.score!r}, latency_us={self.latency_us!r}, fresh_state={self.fresh_state!r}, "
-            f"outputs={self.outputs!r})"
+            f"outputs={self.outputs!r}" + (")" if self.detections is None else f", detections={self.detections!r})")
         )

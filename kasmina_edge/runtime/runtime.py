@@ -23,6 +23,7 @@ from kasmina_edge.contracts.profile import HardwareProfile, load_profile
 from kasmina_edge.errors import InputError, KasminaError
 from kasmina_edge.runtime.asynchronous import AsyncLane
 from kasmina_edge.runtime.channel import Channel, Stream
+from kasmina_edge.runtime.energy_account import energy_account
 from kasmina_edge.runtime.field_capture import FieldCapture
 from kasmina_edge.runtime.follow import LOCK_WAIT_S, Follower, Signature, open_serving, record_paths, signature
 from kasmina_edge.runtime.recorder import Emit, Recorder, Taps
@@ -144,6 +145,7 @@ class Runtime(Channel):
                     taps=_taps(taps, settings, clock, runtime._site_context),
                     picks=FieldCapture(runtime._capture_store, random.Random()) if folder is not None else None,
                     collect=runtime._collect_all,
+                    energy=energy_account(lambda: runtime._serving, how.profile),
                 )
             follower = runtime._follower
             runtime._record(recorder, follower.look if follower is not None else None)

@@ -15,6 +15,7 @@ from kasmina_edge.bundle import Bundle
 from kasmina_edge.contracts.profile import HardwareProfile
 from kasmina_edge.engines import open_engine
 from kasmina_edge.engines.choice import AUTO
+from kasmina_edge.engines.postprocessing import BoxReader, Detection
 from kasmina_edge.engines.tensors import InputConverter, OutputConverter
 from kasmina_edge.errors import EngineError, InputError
 from kasmina_edge.runtime.batches import SIZE, Batches, batches_of
@@ -58,6 +59,8 @@ class Serving:
 
     Attributes:
         busy: An inference is going on, or the bundle is retired.
+        classifies: Its first output holds the scores of classes.
+        reads: Label and score are looked for in its outputs, now or later: they are kept from the app's hands.
         stateful: Whether an answer depends on those before it.
         raw_dtype: Of the first output, in the model's own numbers.
         model_data: The model file's bytes, of a model with state or seed sites: for a twin, and for taps.
@@ -107,6 +110,7 @@ class Serving:
     def _prepare(self, bundle: Bundle) -> None:
         manifest, model = self.manifest, self.engine.model
         self.classifies = manifest.head == "classification"
+        self.reads = manifest.head != "other"
         pairs = list(zip(model.app_inputs, manifest.inputs, strict=True))
         self._spare = [InputConverter(tensor, manifest.preprocessing, io) for tensor, io in pairs]
         targets = self.engine.input_buffers() or [np.empty(t.shape, t.dtype) for t in model.app_inputs]
@@ -117,14 +121,17 @@ class Serving:
         self._names = {io.name for io in manifest.inputs}
         self._ready = [converter.target for converter in self._converters]
         self._outputs = [
-            (io.name, OutputConverter(tensor, io, copies=self.classifies))
+            (io.name, OutputConverter(tensor, io, copies=self.reads))
             for tensor, io in zip(model.app_outputs, manifest.outputs, strict=True)
         ]
         first = model.app_outputs[0]
         self.raw_dtype = np.dtype(first.dtype)
-        self._may_be_nan = self.classifies and self.raw_dtype.kind == "f"
-        self.labels = manifest.outputs[0].labels
-        self.classes = int(np.prod(manifest.outputs[0].shape))
+        post = manifest.postprocessing
+        self._boxes = BoxReader(post, list(zip(manifest.outputs, model.app_outputs, strict=True))) if post else None
+        looked_at = model.app_outputs if post else model.app_outputs[: self.classifies]
+        self._may_be_nan = any(np.dtype(output.dtype).kind == "f" for output in looked_at)
+        self.labels = manifest.labels
+        self.classes = len(post.labels) if post else int(np.prod(manifest.outputs[0].shape))
         names = tuple(self.labels[i] if i < len(self.labels) else str(i) for i in range(self.classes))
         self.label_names = names
         self.stateful = self.fresh = model.stateful
@@ -208,10 +215,20 @@ class Serving:
             if stateful:
                 fresh, self.fresh = self.fresh, False
             if refuse_nan is not None:
-                refuse_nan(raws[0])
+                refuse_nan(raws)
             return Result(raws, ended - started, ended, self, fresh)
 
-        return answer
+        timer_ns = self.engine.timer_ns
+        if timer_ns is perf_counter_ns:
+            return answer
+
+        def counted(x: object) -> Result:
+            started = timer_ns()
+            result = answer(x)
+            result.latency_ns = timer_ns() - started
+            return result
+
+        return counted
 
     def answer_many(self, frames: Sequence[list[Array]]) -> list[Result]:
         """As `answer`, for frames that `check` returned, one after another or many a call."""
@@ -250,15 +267,16 @@ class Serving:
 
     def _answer_together(self, frames: Sequence[list[Array]]) -> list[Result]:
         assert self._batches
-        started = perf_counter_ns()
+        timer_ns = self.engine.timer_ns
+        started = timer_ns()
         try:
             rows = self._batches.run(frames)
         except Exception as exc:
             raise self._batches.engine.failure(exc) from exc
+        share = (timer_ns() - started) // len(frames)
         ended = perf_counter_ns()
         for raws in rows if self._may_be_nan else ():
-            self._refuse_nan(raws[0])
-        share = (ended - started) // len(rows)
+            self._refuse_nan(raws)
         return [Result(raws, share, ended, self, False) for raws in rows]
 
     def _time_one(self) -> None:
@@ -288,6 +306,10 @@ class Serving:
     def top(self, raw: Array) -> tuple[int, float] | None:
         """The top class of a first output and its share under softmax; None when the head is not a classification."""
         return self._outputs[0][1].top(raw) if self.classifies else None
+
+    def boxes(self, raws: list[Array]) -> tuple[Detection, ...] | None:
+        """The objects that all outputs together speak of; None when the head is not a detection."""
+        return self._boxes(raws) if self._boxes is not None else None
 
     def frame_of(self, x: object) -> Array | None:
         """The single input of a frame that was answered, in the app's units; None when there are several.
@@ -350,9 +372,11 @@ class Serving:
             return {key: converter.convert(raws[0])}
         return {key: converter.convert(raw) for (key, converter), raw in zip(self._outputs, raws, strict=True)}
 
-    def _refuse_nan(self, raw: Array) -> None:
-        highest = raw.item(raw.argmax())  # the first NaN, if there is one
-        if highest != highest:
+    def _refuse_nan(self, raws: list[Array]) -> None:
+        for raw in raws if self._boxes is not None else raws[:1]:
+            highest = raw.item(raw.argmax())  # the first NaN, if there is one
+            if highest == highest:
+                continue
             raise EngineError(f"{self.id}: {self.engine.runs_on} answered NaN", "Roll back to the previous bundle.")
 
 

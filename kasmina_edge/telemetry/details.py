@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from kasmina_edge.contracts.record import AcceleratorReport, HardwareContext, SeedTelemetry
 from kasmina_edge.errors import InputError
-from kasmina_edge.telemetry.sketch import LogHistogram
+from kasmina_edge.telemetry.sketch import LogHistogram, bucket_value
 
 PERIOD_S = 60.0
 
@@ -27,6 +27,14 @@ class SiteSource(Protocol):
 
     def hardware(self) -> HardwareContext | None:
         """The hardware as last read."""
+
+
+@runtime_checkable
+class EnergySource(Protocol):
+    """Who knows the energy; `kasmina_edge.telemetry.energy.EnergyAccount` is one."""
+
+    def take(self, inferences: int, busy_s: float) -> tuple[float, str] | None:
+        """Microjoules an inference since the last take and where they come from; None: not measured."""
 
 
 class Details:
@@ -67,6 +75,11 @@ class Details:
         """Whether the record that is made now carries the details; a clock that was set back makes it so."""
         return self._sent_s is None or not 0.0 <= now_s - self._sent_s < self._period_s
 
+    def spent(self) -> tuple[int, float]:
+        """Inferences since the last take, and the seconds that they took, to the sketch's one per cent."""
+        counts = self._latency.counts
+        return sum(counts.values()), sum(bucket_value(index) * count for index, count in counts.items()) / 1e6
+
     def take(self, now_s: float) -> tuple[dict[str, Any], SiteSource | None]:
         """The fields of the record, less what the source has to say, and the source; begin anew."""
         self._sent_s = now_s
@@ -96,3 +109,11 @@ def with_latency(hardware: HardwareContext | None, latency_us: Mapping[str, floa
     if hardware is None:
         return HardwareContext(latency_us=p50, latency_p99_us=p99)
     return hardware.model_copy(update={"latency_us": p50, "latency_p99_us": p99})
+
+
+def with_energy(hardware: HardwareContext | None, energy: tuple[float, str] | None) -> HardwareContext | None:
+    """The hardware context with the energy of an inference in it."""
+    if energy is None:
+        return hardware
+    update = {"energy_uj": short(energy[0], 5), "energy_how": energy[1][:120]}
+    return (hardware or HardwareContext()).model_copy(update=update)

@@ -22,7 +22,7 @@ from kasmina_edge.contracts.manifest import DomainStatistics
 from kasmina_edge.contracts.record import SeedTelemetry, Summary, TelemetryRecord
 from kasmina_edge.errors import InputError, KasminaError
 from kasmina_edge.safety.drift import FEATURES, drift_score, features, smallest_window
-from kasmina_edge.telemetry.details import PERIOD_S, Details, SiteSource, short, with_latency
+from kasmina_edge.telemetry.details import PERIOD_S, Details, EnergySource, SiteSource, short, with_energy, with_latency
 from kasmina_edge.telemetry.sketch import BUCKET_OFFSET, LOG_SCALE, LogHistogram, Moments, bucket_of
 
 __all__ = ["Collector", "SeedTelemetry", "Slot"]
@@ -43,6 +43,7 @@ class _Subject:
     trial: bool
     domains: tuple[DomainStatistics, ...]
     labels: tuple[str, ...]
+    simulated: str
 
 
 class _Window:
@@ -88,7 +89,9 @@ class Collector:
         sample_every: Frames are looked at for drift features at least so many inferences apart, the first that a window
             is given included.
         first_sequence: Sequence number of the first record.
+        simulated: Whose time is predicted for the latencies; "": they are real.
         details_s: Seconds between records that carry sketches, hardware and seed sites; 0: all of them do.
+        energy: Asked for the energy of an inference by records with details, on the thread that finishes the window.
 
     Raises:
         InputError: A value that no record can carry, or a window that could never end.
@@ -113,6 +116,8 @@ class Collector:
         sample_every: int = 2,
         first_sequence: int = 0,
         details_s: float = PERIOD_S,
+        energy: EnergySource | None = None,
+        simulated: str = "",
     ) -> None:
         if window_frames < 1 or sample_every < 1 or not window_s > 0:
             raise InputError(
@@ -128,12 +133,13 @@ class Collector:
             where="collector",
         )  # fmt: skip
         self._device, self._source, self._boot = device, source, boot
-        self._subject = _Subject(bundle, release, slot, trial, tuple(domains), tuple(labels))
+        self._subject = _Subject(bundle, release, slot, trial, tuple(domains), tuple(labels), simulated)
         self._clock, self._emit = clock, emit
         self._window_frames, self._window_s, self._sample_every = window_frames, window_s, sample_every
         self._sequence = first_sequence
         self._lost = 0
         self._details = Details(details_s)
+        self._energy = energy
         self._lock = threading.Lock()
         self._window: _Window | None = None
         self._recent: deque[tuple[int, dict[str, float]]] = deque(maxlen=64)  # sampled frames, feature sums
@@ -254,11 +260,12 @@ class Collector:
         trial: bool,
         domains: Sequence[DomainStatistics],
         labels: Sequence[str],
+        simulated: str = "",
     ) -> None:
         """Finish the window of the old bundle, and count for another one from here on; arguments as of the class."""
         self.flush(details=True)
         with self._lock:
-            self._subject = _Subject(bundle, release, slot, trial, tuple(domains), tuple(labels))
+            self._subject = _Subject(bundle, release, slot, trial, tuple(domains), tuple(labels), simulated)
             self._recent.clear()
             self._details.source = None
 
@@ -282,6 +289,7 @@ class Collector:
 
     def _finish(self, window: _Window, now: float, *, details: bool = False) -> None:
         fields: dict[str, Any] | None = None
+        spent = 0, 0.0
         with self._lock:
             if self._window is not window:  # another thread finished it
                 return
@@ -290,9 +298,10 @@ class Collector:
             self._sequence += 1
             self._details.add(window.latency, window.scores)
             if details or self._details.is_due(now):
+                spent = self._details.spent()
                 fields, source = self._details.take(now)
         if fields is not None:
-            record = _with_details(record, fields, source)
+            record = _with_details(record, fields, source, self._energy, spent)
         try:
             self._emit(record)
         except KasminaError as exc:
@@ -329,6 +338,7 @@ class Collector:
             check_frames=window.checks,
             check_correct=window.check_correct,
             dropped_records=self._lost,
+            simulated=subject.simulated[:64] or None,
         )
 
     def _drift(
@@ -352,7 +362,13 @@ class Collector:
         return None, None
 
 
-def _with_details(record: TelemetryRecord, fields: dict[str, Any], source: SiteSource | None) -> TelemetryRecord:
+def _with_details(
+    record: TelemetryRecord,
+    fields: dict[str, Any],
+    source: SiteSource | None,
+    energy: EnergySource | None,
+    spent: tuple[int, float],
+) -> TelemetryRecord:
     """The record with the slow-changing parts; a source that fails costs no record."""
     try:
         hardware = source.hardware() if source is not None else None
@@ -360,6 +376,10 @@ def _with_details(record: TelemetryRecord, fields: dict[str, Any], source: SiteS
     except Exception:  # a source is a plug-in
         log.exception("telemetry: seed figures were lost")
         hardware, seeds = None, ()
+    try:
+        hardware = with_energy(hardware, energy.take(*spent) if energy is not None else None)
+    except Exception:  # as above
+        log.exception("telemetry: the energy was lost")
     fields["hardware"] = with_latency(hardware, record.latency_us)
     fields["seeds"] = seeds or None
     return record.model_copy(update=fields)

@@ -92,7 +92,7 @@ def agreements(
     """Every engine here that takes the file, and ``kind`` itself with four threads, against the known answers."""
     found = []
     for name, other in engine_types().items():
-        if other.takes != kind.takes:
+        if other.takes != kind.takes or other.simulated:
             continue
         check = checked(other, profile, model)
         if not check.ok:

@@ -136,7 +136,7 @@ def split_digits(seed: int = 0, sizes: Mapping[str, int] | None = None) -> Digit
             f"digit parts {dict(wanted)}: expected positive sizes of {', '.join(SIZES)} that sum to less than "
             f"{len(digits)}, got {total}"
         )
-    order = _stratified_order(digits.y, seed)
+    order = stratified_order(digits.y, seed)
     parts: dict[str, Digits] = {}
     start = 0
     for name, size in wanted.items():
@@ -184,7 +184,7 @@ def enlarge(x: Images) -> Images:
     return np.ascontiguousarray(x, dtype=np.float32)
 
 
-def _stratified_order(y: Labels, seed: int) -> npt.NDArray[np.intp]:
+def stratified_order(y: Labels, seed: int) -> npt.NDArray[np.intp]:
     """An order in which every contiguous slice holds the classes in their overall shares."""
     rng = np.random.default_rng(seed)
     rank = np.empty(len(y))

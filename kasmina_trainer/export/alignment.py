@@ -37,7 +37,7 @@ def align(parent: Any, grown: Any) -> Alignment:
     """Match a grown network with its parent; both quantized object trees (`flatbuffer.parse`)."""
     ours, theirs = flatbuffer.operators(grown), flatbuffer.operators(parent)
     gains = [[_gain(grown, g, parent, p) for p in theirs] for g in ours]
-    pairs = _best_pairs(gains)
+    pairs = best_pairs(gains)
     twins: dict[int, int] = {}
     taken: set[int] = set()
 
@@ -80,14 +80,14 @@ def _gain(grown: Any, mine: Operator, parent: Any, other: Operator) -> int | Non
     return gain
 
 
-def _best_pairs(gains: Sequence[Sequence[int | None]]) -> dict[int, int]:
+def best_pairs(gains: Sequence[Sequence[float | None]]) -> dict[int, int]:
     """The order-keeping pairs of the largest total gain; rows and columns both rise.
 
-    >>> _best_pairs([[1], [1]])
+    >>> best_pairs([[1], [1]])
     {0: 0}
     """
     rows, columns = len(gains), len(gains[0]) if gains else 0
-    best = [[0] * (columns + 1) for _ in range(rows + 1)]  # best[r][c]: from row r and column c on
+    best = [[0.0] * (columns + 1) for _ in range(rows + 1)]  # best[r][c]: from row r and column c on
     for r in range(rows - 1, -1, -1):
         for c in range(columns - 1, -1, -1):
             gain = gains[r][c]

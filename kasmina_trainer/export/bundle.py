@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -19,27 +18,33 @@ from kasmina_edge.contracts.manifest import (
     DomainStatistics,
     FileEntry,
     Graft,
-    ModelFile,
     ModelIO,
-    ModelTensor,
-    Parity,
     Preprocessing,
     ReferenceProbes,
-    SelfTest,
-    SiteTensors,
 )
+from kasmina_edge.contracts.postprocessing import Postprocessing
+from kasmina_edge.contracts.profile import load_profile
 from kasmina_edge.engines.tensors import softmax_score
 from kasmina_edge.errors import InputError, KasminaError
 from kasmina_edge.safety.drift import domain_statistics
-from kasmina_trainer.export import onnx, parity, tflite
+from kasmina_trainer.export import documents, flatbuffer, judging, mapping, models, onnx, parity, refusals, tflite
+from kasmina_trainer.export.documents import ModelCard
+from kasmina_trainer.export.judging import Judge, Measured
+from kasmina_trainer.export.layout import AppModule, as_app, float_outputs
+from kasmina_trainer.export.models import Built, Proof, thinned
+from kasmina_trainer.quantization import HEADROOM, Prepared, QuantizeConfig, prepare
 
 Array = npt.NDArray[Any]
 
-TFLITE_PATH, ONNX_PATH, PROBES_PATH = "model.tflite", "model.onnx", "probes.npz"
-SELFTEST_SAMPLES = 64
+PROBES_PATH = "probes.npz"
 MOST_CALIBRATION_FRAMES = 400
 WINDOW_FRAMES = 30
 """Sampled frames of a telemetry window (60 frames, every second one looked at)."""
+
+DETECTION_AGREEMENT = 0.95
+"""Share of boxes that an exported detector keeps, by default: a box at the threshold comes and goes with one step."""
+
+Head = Literal["classification", "detection", "other"]
 
 
 @runtime_checkable
@@ -54,99 +59,137 @@ class Exportable(Protocol):
         """Channels-first, in evaluation mode, on the CPU."""
 
 
-@dataclass(frozen=True)
-class _Built:
-    """A model's entry in the manifest, its files, and its answers on the held-out inputs."""
-
-    entry: ModelFile
-    files: Mapping[str, bytes]
-
-
 def export_bundle(
     network: Exportable | nn.Module,
     name: str,
     *,
     version: str,
     profile: str,
-    calibration: Array,
-    held_out: tuple[Array, Array],
-    labels: Sequence[str],
-    domains: Mapping[str, Array],
+    calibration: Array | None = None,
+    held_out: tuple[Array, Any] | None = None,
+    labels: Sequence[str] = (),
+    domains: Mapping[str, Array] | None = None,
     probes: tuple[Array, Array] | None = None,
     parent: Bundle | None = None,
-    grafts: tuple[Graft, ...] = (),
+    grafts: tuple[Graft, ...] | None = None,
     acceptance: Acceptance | None = None,
     seed: int = 0,
     release: int | None = None,
     preprocessing: Preprocessing | None = None,
     window: int = WINDOW_FRAMES,
     provenance: Mapping[str, str] | None = None,
-    minimum_agreement: float = MINIMUM_AGREEMENT,
+    minimum_agreement: float | None = None,
+    quantize: QuantizeConfig | None = None,
+    train: tuple[Array, Array | None] | None = None,
+    form: Literal["quantized", "float"] = "quantized",
+    postprocessing: Postprocessing | None = None,
+    measured: Measured | None = None,
+    output_names: Sequence[str] | None = None,
+    channels_last: bool = True,
+    card: ModelCard | None = None,
+    require_mapping: bool = False,
 ) -> Bundle:
     """Export a network as an unsigned bundle.
 
     Equal arguments give equal bytes, in and across processes.
 
     Args:
-        network: A `SeededNetwork`, or a bare channels-first module in evaluation mode.
+        network: What `evolve` gave, a `SeededNetwork`, or a bare channels-first module in evaluation mode with one
+            input.
         name: The bundle's name; a graft's bundle keeps its host's.
         version: Semantic version.
         profile: Hardware profile the bundle is made for.
-        calibration: Frames of every domain the network is for, in the app's units; they set the int8 ranges.
-            At most 400 are used, evenly from the whole array.  # (N, H, W, C)
-        held_out: Frames and labels that nothing was trained or calibrated on; parity is measured on them.
-            # (M, H, W, C), (M,)
-        labels: Class names in the order of the network's answers.
+        calibration: Frames of every domain the network is for, in the app's units; they set the int8 ranges. At least
+            16; at most 400 are used, evenly from the whole array.  # (N, H, W, C), (N, L, C) or (N, C)
+        held_out: Frames and labels that nothing was trained or calibrated on; parity is measured on them. None for
+            labels that are not known; what ``measured`` asks for, for a detector.  # (M, H, W, C), (M,)
+        labels: Class names in the order of the network's answers; without them, the outputs are the app's business.
         domains: Reference frames of every domain the network was accepted on, for the drift statistics.
         probes: Labelled reference probes. A bundle with a parent carries its parent's, byte for byte.
         parent: The bundle this network grew from: its quantization is kept where that costs little accuracy.
-        grafts: What has grown, for the manifest.
-        acceptance: The measurement that let the graft through.
+        grafts: What has grown, for the manifest; None: what `evolve` says of its network, else nothing.
+        acceptance: The measurement that let the graft through; None: as for ``grafts``.
         seed: Chooses the self-test samples and seeds the drift thresholds.
         release: Release number; None leaves 0, to be given when the bundle is published.
         preprocessing: What the runtime does to a frame before the model; none by default.
         window: Frames that the drift threshold's windows hold.
         provenance: More lines for the manifest's provenance.
-        minimum_agreement: Share of held-out inputs on which each file must answer as the float network does. A bundle
-            exported under a lower one says so in its parity numbers, and `fleet publish` refuses it unless insisted.
+        minimum_agreement: How far each file must answer as the float network does on held-out inputs: share of equal
+            top answers (0.99 by default), of equal boxes (0.95), or least cosine similarity of an output (0.99). A
+            bundle exported under a lower one says so in its parity numbers, and `fleet publish` refuses it below 0.99
+            unless insisted.
+        quantize: How to quantize; None: full int8 after training, ranges of the smallest error.
+        train: Frames and labels for quantization-aware training, where ``quantize`` asks for it.
+        form: ``float`` keeps 32-bit weights and activations.
+        postprocessing: How a detector's outputs become boxes; makes the head a detection.
+        measured: Agreement and accuracies of answers, for a head that is no classification; without it, the least
+            cosine similarity of an output.
+        output_names: One an output of the network; those that ``postprocessing`` speaks of.
+        channels_last: As `layout.as_app`.
+        card: What people say of the network, for the model card.
+        require_mapping: Fail where an Edge TPU profile's file does not map as a whole.
 
     Raises:
-        InputError: Shapes or counts do not fit, or grafts without a parent.
-        KasminaError: The network does not convert, does not become int8 throughout, or answers differently from its
-            float self on too many held-out inputs (the message names both numbers).
+        InputError: Shapes or counts do not fit, frames or weights are unusable, grafts without a parent, or a form that
+            the profile cannot compute.
+        KasminaError: The network does not convert, does not become int8 throughout, answers differently from its float
+            self on too many held-out inputs (the message names both numbers), or does not map where it must.
     """
-    frames, truth = np.asarray(held_out[0], np.float32), np.asarray(held_out[1])
+    target = load_profile(profile)
+    refusals.refuse_unfit_form(target, form, quantize)
+    if calibration is None or held_out is None:
+        raise InputError(
+            f"{name}: {'calibration' if calibration is None else 'held_out'} frames were not given",
+            "Pass calibration=x (some hundred frames of every domain) and held_out=(x, y); y may be None.",
+        )
+    grown: Any = network if hasattr(network, "acceptance") else None  # what `evolve` gives
+    grafts = grafts if grafts is not None else grown.grafts if grown else ()
+    acceptance = grown.acceptance if acceptance is None and grown else acceptance
+    domains = domains or {}
+    frames, truth = np.asarray(held_out[0], np.float32), held_out[1]
     calibration = np.asarray(calibration, np.float32)
-    _check(calibration, frames, truth, domains, grafts, parent)
     pre = preprocessing or Preprocessing()
+    _check(calibration, frames, truth, domains, grafts, parent)
+    refusals.refuse_bad_data(calibration, frames, pre, domains)
     module, sites = _module_of(network)
-    calibration = _thinned(calibration, MOST_CALIBRATION_FRAMES)
+    refusals.refuse_bad_weights(module)
+    calibration = thinned(calibration, MOST_CALIBRATION_FRAMES)
     fed = {key: _preprocess(x, pre) for key, x in (("calibration", calibration), ("held_out", frames))}
-    reference = parity.float_logits(module, fed["held_out"])
-    if reference.ndim != 2 or reference.shape[1] != len(labels):
-        raise InputError(f"the network answers {reference.shape[1:]}, {len(labels)} labels were given")
-    lite = tflite.export_tflite(
-        module,
-        calibration=fed["calibration"],
+    app = as_app(module, (1, *frames.shape[1:]), channels_last=channels_last, output_names=output_names)
+    head: Head = "detection" if postprocessing else "classification" if labels else "other"
+    judge = _judge(head, app, fed["held_out"], truth, labels, measured)
+    usual = DETECTION_AGREEMENT if head == "detection" else MINIMUM_AGREEMENT
+    proof = Proof(
         held_out=fed["held_out"],
-        labels=truth,
-        float_logits=reference,
-        sites=sites,
-        parent=_parent_model(parent),
-    )
-    rows = _selftest_rows(len(frames), seed)
-    lite_model = _litert_model(lite, fed, reference, truth, rows, parent, minimum_agreement)
-    twin = onnx.export_onnx(
-        module,
         calibration=fed["calibration"],
-        held_out=fed["held_out"],
-        labels=truth,
-        float_logits=reference,
+        judge=judge,
+        rows=models.selftest_rows(len(frames), seed),
+        parent=parent,
+        minimum_agreement=usual if minimum_agreement is None else minimum_agreement,
     )
-    models = (lite_model, _onnx_model(twin, fed, reference, truth, rows, parent, minimum_agreement))
-    files = {path: data for model in models for path, data in model.files.items()}
+    prepared = None
+    if quantize is not None and form == "quantized":
+        if getattr(module, "fixed_batch", False):
+            raise InputError(
+                "the network has a batch of one built in, and this quantization runs it on batches",
+                "Export it with flatten(1) and the like in place of fixed shapes, or quantize with --weights 8.",
+            )
+        learn = None if train is None else (_preprocess(np.asarray(train[0], np.float32), pre), train[1])
+        prepared = prepare(module, quantize, fed["calibration"], learn, sites=sites)
+    if form == "float":
+        built, story = _float_models(app, proof), "none: float32 weights and activations"
+    else:
+        built, story = _quantized_models(app, module, sites, proof, quantize, prepared)
+    files = {path: data for model in built for path, data in model.files.items()}
     probe_entry, probe_file = _probes(probes, parent)
     files.update(probe_file)
+    lite = built[0]
+    mapped = mapping.report(lite.files[lite.entry.file.path], target)
+    if require_mapping:
+        mapping.require(mapped, target)
+    notes = {**(provenance or {}), "quantization": story}
+    if mapped is not None:
+        notes["edgetpu"] = mapped.sentence
     manifest = BundleManifest(
         name=name,
         version=version,
@@ -154,18 +197,87 @@ def export_bundle(
         parent=parent.manifest.content_digest() if parent else None,
         host=(parent.manifest.host or parent.manifest.content_digest()) if parent else None,
         profile=profile,
-        inputs=(ModelIO(name=lite.inputs[0].name, shape=(1, *frames.shape[1:])),),
-        outputs=(ModelIO(name=lite.outputs[0].name, shape=(1, len(labels)), labels=tuple(labels)),),
-        head="classification",
+        inputs=(ModelIO(name=lite.entry.inputs[0].name, shape=(1, *frames.shape[1:])),),
+        outputs=tuple(
+            ModelIO(name=own, shape=shape, labels=tuple(labels))
+            for own, shape in zip(app.output_names, app.output_shapes, strict=True)
+        ),
+        head=head,
         preprocessing=pre,
-        models=tuple(model.entry for model in models),
+        postprocessing=postprocessing,
+        models=tuple(model.entry for model in built),
         grafts=grafts,
-        domains=tuple(_domain(key, x, lite.data, pre, window, seed) for key, x in sorted(domains.items())),
+        domains=tuple(
+            _domain(key, x, files[models.TFLITE_PATH], head, pre, window, seed) for key, x in sorted(domains.items())
+        ),
         probes=probe_entry,
         acceptance=acceptance,
-        provenance={**(provenance or {}), "quantization": _story(lite)},
+        provenance=notes,
     )
-    return Bundle(manifest=manifest, files=files)
+    body = documents.bill_of_materials(manifest, card or ModelCard(), built, module, judge.compares)
+    document = FileEntry.of(documents.PATH, body)
+    return Bundle(
+        manifest=manifest.model_copy(update={"documents": (document,)}), files={**files, documents.PATH: body}
+    )
+
+
+def _quantized_models(
+    app: AppModule,
+    module: nn.Module,
+    sites: Sequence[str],
+    proof: Proof,
+    config: QuantizeConfig | None,
+    prepared: Prepared | None,
+) -> tuple[tuple[Built, ...], str]:
+    """Both files, and which quantized version was shipped."""
+    lite = tflite.export_tflite(
+        module,
+        calibration=proof.calibration,
+        held_out=proof.held_out,
+        judge=proof.judge,
+        sites=sites,
+        parent=_parent_model(proof.parent, "litert"),
+        config=config,
+        prepared=prepared,
+        channels_last=app.moves_outputs,
+    )
+    first = models.litert_model(lite.data, lite.inputs, lite.outputs, lite.sites, proof)
+    twin = onnx.export_onnx(
+        module,
+        calibration=proof.calibration,
+        held_out=proof.held_out,
+        judge=proof.judge,
+        parent=_parent_model(proof.parent, "onnxruntime"),
+        headroom=HEADROOM if sites and proof.parent is None else 0.0,
+        config=config,
+        prepared=prepared,
+        channels_last=app.moves_outputs,
+    )
+    return (first, models.onnx_model(twin, proof)), _story(lite)
+
+
+def _float_models(app: AppModule, proof: Proof) -> tuple[Built, ...]:
+    data = tflite.export_float_tflite(app, app.app_shape)
+    border = flatbuffer.border(flatbuffer.parse(data), floats=True)
+    return (
+        models.litert_model(data, *border, {}, proof),
+        models.onnx_model(onnx.export_float_onnx(app, app.app_shape), proof),
+    )
+
+
+def _judge(
+    head: Head, app: AppModule, frames: Array, truth: Any, labels: Sequence[str], measured: Measured | None
+) -> Judge:
+    reference = float_outputs(app, frames)
+    if head == "classification":
+        if len(reference) != 1 or reference[0].ndim != 2 or reference[0].shape[1] != len(labels):
+            found = ", ".join(str(r.shape[1:]) for r in reference)
+            raise InputError(f"the network answers {found}, {len(labels)} labels were given")
+        known = None if truth is None else np.asarray(truth)
+        return Judge(reference, app.output_names, judging.classification(reference, known), judging.TOP_ANSWERS)
+    if measured is not None:
+        return Judge(reference, app.output_names, measured, judging.BOXES if head == "detection" else judging.ALIKE)
+    return Judge(reference, app.output_names, judging.resemblance, judging.ALIKE)
 
 
 def _module_of(network: Exportable | nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
@@ -176,14 +288,19 @@ def _module_of(network: Exportable | nn.Module) -> tuple[nn.Module, tuple[str, .
 
 
 def _check(
-    calibration: Array, frames: Array, truth: Array, domains: Mapping[str, Array], grafts: Sequence[Graft],
+    calibration: Array, frames: Array, truth: Any, domains: Mapping[str, Array], grafts: Sequence[Graft],
     parent: Bundle | None,
 ) -> None:  # fmt: skip
-    if calibration.ndim != 4 or frames.ndim != 4 or calibration.shape[1:] != frames.shape[1:]:
-        raise InputError(f"calibration {calibration.shape} and held-out frames {frames.shape}: expected (N, H, W, C)")
-    if not len(calibration) or len(frames) != len(truth) or len(frames) < 1:
+    if not 2 <= calibration.ndim <= 4 or calibration.shape[1:] != frames.shape[1:]:
         raise InputError(
-            f"{len(calibration)} calibration frames, {len(frames)} held-out frames, {len(truth)} labels: "
+            f"calibration {calibration.shape} and held-out frames {frames.shape}: expected (N, H, W, C), (N, L, C) or "
+            "(N, C)",
+            "Give both the app's shape, channels last.",
+        )
+    known = len(frames) if truth is None else len(truth)
+    if not len(calibration) or len(frames) != known or len(frames) < 1:
+        raise InputError(
+            f"{len(calibration)} calibration frames, {len(frames)} held-out frames, {known} labels: "
             "expected at least one of each, and a label a frame"
         )
     for key, x in domains.items():
@@ -199,95 +316,14 @@ def _preprocess(frames: Array, pre: Preprocessing) -> Array:
     return ((frames - np.float32(pre.mean)) / np.float32(pre.std)).astype(np.float32)
 
 
-def _parent_model(parent: Bundle | None) -> bytes | None:
-    """The parent's plain TFLite file, when this copy of the bundle holds it."""
+def _parent_model(parent: Bundle | None, engine: str) -> bytes | None:
+    """The parent's plain file for an engine, when this copy of the bundle holds it."""
     if parent is None:
         return None
     for model in parent.manifest.models:
-        if model.engine == "litert" and model.compiled_for is None:
+        if model.engine == engine and model.compiled_for is None:
             return parent.files.get(model.file.path)
     return None
-
-
-def _selftest_rows(count: int, seed: int) -> Array:
-    """Which held-out inputs become self-test vectors: 64 different ones, or all of fewer."""
-    return np.sort(np.random.default_rng(seed).permutation(count)[:SELFTEST_SAMPLES])
-
-
-def _litert_model(
-    made: tflite.TfliteExport, fed: Mapping[str, Array], reference: Array, truth: Array, rows: Array,
-    parent: Bundle | None, minimum_agreement: float,
-) -> _Built:  # fmt: skip
-    found = parity.parity(parity.litert_logits(made.data, fed["held_out"]), reference, truth)
-    parity.require(TFLITE_PATH, found, minimum_agreement)
-    asked = _parent_vectors(parent, "litert", made.inputs[0])
-    quantized = parity.to_rows(_tolerance_frames(fed), made.inputs[0])
-    asked = quantized[rows] if asked is None else asked
-    everything = np.concatenate([asked, quantized])
-    fast = parity.litert_answers(made.data, everything)
-    slow = parity.litert_answers(made.data, everything, reference_kernels=True)
-    tolerance = float(max(1, np.abs(fast.astype(np.int32) - slow.astype(np.int32)).max()))
-    return _model(
-        TFLITE_PATH, "litert", made.data, made.inputs, made.outputs, asked, slow[: len(asked)], tolerance, found,
-        made.sites,
-    )  # fmt: skip
-
-
-def _onnx_model(
-    made: onnx.OnnxExport, fed: Mapping[str, Array], reference: Array, truth: Array, rows: Array,
-    parent: Bundle | None, minimum_agreement: float,
-) -> _Built:  # fmt: skip
-    found = parity.parity(parity.onnx_logits(made.data, fed["held_out"]), reference, truth)
-    parity.require(ONNX_PATH, found, minimum_agreement)
-    asked = _parent_vectors(parent, "onnxruntime", made.inputs[0])
-    frames = _tolerance_frames(fed)
-    asked = frames[rows] if asked is None else asked
-    everything = np.concatenate([asked, frames])
-    fast = parity.onnx_logits(made.data, everything)
-    plain = parity.onnx_logits(made.data, everything, optimize=False)
-    tolerance = float(max(onnx.output_step(made.data), np.abs(plain - fast).max()) * 1.01)
-    return _model(
-        ONNX_PATH, "onnxruntime", made.data, made.inputs, made.outputs, asked, plain[: len(asked)], tolerance, found, {}
-    )
-
-
-def _tolerance_frames(fed: Mapping[str, Array]) -> Array:
-    """Held-out frames first, then some of the calibration's: what the self-test's tolerance is measured on."""
-    return np.concatenate([fed["held_out"], _thinned(fed["calibration"], SELFTEST_SAMPLES)])
-
-
-def _parent_vectors(parent: Bundle | None, engine: str, tensor: ModelTensor) -> Array | None:
-    """The parent's self-test inputs, where the grown model takes the same numbers: the update carries only answers."""
-    for model in parent.manifest.models if parent else ():
-        if parent and model.engine == engine and model.compiled_for is None and model.inputs == (tensor,):
-            path = model.selftest.file.path
-            return parent.arrays(model.selftest.file)[f"input_{tensor.name}"] if path in parent.files else None
-    return None
-
-
-def _thinned(frames: Array, most: int) -> Array:
-    """At most so many frames, evenly from the whole array, so that every domain keeps its share."""
-    if len(frames) <= most:
-        return frames
-    return frames[np.linspace(0, len(frames) - 1, most).round().astype(np.intp)]
-
-
-def _model(
-    path: str, engine: Any, data: bytes, inputs: tuple[ModelTensor, ...], outputs: tuple[ModelTensor, ...],
-    asked: Array, answered: Array, tolerance: float, found: Parity, sites: Mapping[str, SiteTensors],
-) -> _Built:  # fmt: skip
-    vectors = pack_arrays({f"input_{inputs[0].name}": asked, f"output_{outputs[0].name}": answered})
-    selftest_path = f"selftest.{engine}.npz"
-    entry = ModelFile(
-        file=FileEntry.of(path, data),
-        engine=engine,
-        inputs=inputs,
-        outputs=outputs,
-        selftest=SelfTest(file=FileEntry.of(selftest_path, vectors), samples=len(asked), tolerance=tolerance),
-        parity=found,
-        sites=dict(sites),
-    )
-    return _Built(entry, {path: data, selftest_path: vectors})
 
 
 def _probes(
@@ -308,10 +344,14 @@ def _probes(
     return ReferenceProbes(file=FileEntry.of(PROBES_PATH, data), samples=len(x)), {PROBES_PATH: data}
 
 
-def _domain(name: str, frames: Array, model: bytes, pre: Preprocessing, window: int, seed: int) -> DomainStatistics:
+def _domain(
+    name: str, frames: Array, model: bytes, head: Head, pre: Preprocessing, window: int, seed: int
+) -> DomainStatistics:
     frames = np.asarray(frames, np.float32)
-    logits = parity.litert_logits(model, _preprocess(frames, pre))
-    scores = [softmax_score(row)[1] for row in logits]
+    scores = None
+    if head == "classification":
+        logits = parity.litert_logits(model, _preprocess(frames, pre))
+        scores = [softmax_score(row)[1] for row in logits]
     return domain_statistics(name, frames, scores, window, seed)
 
 

@@ -1,4 +1,4 @@
-"""Takes the mean error that rounding leaves on each class out of the last layer's bias.
+"""Takes the mean error that rounding leaves on each class, or channel, of an output out of its last layer's bias.
 
 Weights and activations that are rounded the same way on every input shift the answers; the mean of that shift over the
 calibration frames goes into the bias (Nagel et al. 2019, empirical bias correction, for the last layer alone). It costs
@@ -18,15 +18,16 @@ from kasmina_trainer.export import flatbuffer
 
 Array = npt.NDArray[Any]
 _HEADS = ("FULLY_CONNECTED", "CONV_2D")
+_LEAST, _MOST = -(2**31), 2**31 - 1
 
 
-def correct_tflite(model: Any, shift: Array) -> bool:
-    """Subtract ``shift`` (classes,), in real units, from an int8 file's answers, in place.
+def correct_tflite(model: Any, shift: Array, output: int = 0) -> bool:
+    """Subtract ``shift`` (channels,), in real units, from one output of an int8 file, in place.
 
     Returns:
         Whether the last layer has a bias to take it; if not, nothing was changed.
     """
-    answer = int(model.subgraphs[0].outputs[0])
+    answer = int(model.subgraphs[0].outputs[output])
     head = next((o for o in flatbuffer.operators(model) if answer in o.outputs), None)
     if head is None or head.name not in _HEADS or len(head.inputs) < 3:
         return False
@@ -35,7 +36,7 @@ def correct_tflite(model: Any, shift: Array) -> bool:
     if tensor is None or bias is None or len(bias) != 4 * len(shift):
         return False
     scale = np.asarray(tensor.quantization.scale, np.float64)
-    moved = bias.view(np.int32) - np.rint(shift / scale).astype(np.int32)
+    moved = np.clip(bias.view(np.int32) - np.rint(shift / scale), _LEAST, _MOST)  # float64 holds every int32
     buffer = schema.BufferT()
     buffer.data = moved.astype(np.int32).view(np.uint8)
     model.buffers.append(buffer)  # its own: the old one may serve other tensors as well
@@ -44,8 +45,14 @@ def correct_tflite(model: Any, shift: Array) -> bool:
 
 
 def correct_onnx(model: onnx.ModelProto, shift: Array, answer: str) -> bool:
-    """As `correct_tflite`, for a float ONNX model whose output ``answer`` a Gemm or Conv with bias computes."""
-    head = next((n for n in model.graph.node if answer in n.output), None)
+    """As `correct_tflite`, for a float ONNX model whose output ``answer`` a Gemm or Conv with bias computes.
+
+    A Conv in front of the transposition to channels last counts as well.
+    """
+    makers = {name: node for node in model.graph.node for name in node.output}
+    head = makers.get(answer)
+    if head is not None and head.op_type == "Transpose":
+        head = makers.get(head.input[0])
     if head is None or head.op_type not in ("Gemm", "Conv") or len(head.input) < 3:
         return False
     for constant in model.graph.initializer:
@@ -56,3 +63,10 @@ def correct_onnx(model: onnx.ModelProto, shift: Array, answer: str) -> bool:
             constant.CopyFrom(onnx.numpy_helper.from_array((bias - shift).astype(bias.dtype), constant.name))
             return True
     return False
+
+
+def mean_error(answers: Array, reference: Array) -> Array:
+    """Mean of what an output gained over the float network's, by its last axis.  # (channels,)"""
+    gap = answers - reference
+    error: Array = gap.mean(axis=tuple(range(gap.ndim - 1)))
+    return error

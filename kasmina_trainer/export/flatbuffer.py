@@ -112,20 +112,26 @@ def scale_and_zero(model: Any, index: int) -> tuple[float, int] | None:
     return float(quantization.scale[0]), int(quantization.zeroPoint[0])
 
 
-def border(model: Any) -> tuple[tuple[ModelTensor, ...], tuple[ModelTensor, ...]]:
+def border(model: Any, *, floats: bool = False) -> tuple[tuple[ModelTensor, ...], tuple[ModelTensor, ...]]:
     """Inputs and outputs of a full-int8 file, in order.
+
+    Args:
+        model: The object tree.
+        floats: Let float32 pass as well.
 
     Raises:
         KasminaError: One of them is not int8.
     """
     graph = model.subgraphs[0]
-    inputs = tuple(_border_tensor(model, int(i)) for i in graph.inputs)
-    return inputs, tuple(_border_tensor(model, int(i)) for i in graph.outputs)
+    inputs = tuple(_border_tensor(model, int(i), floats) for i in graph.inputs)
+    return inputs, tuple(_border_tensor(model, int(i), floats) for i in graph.outputs)
 
 
-def _border_tensor(model: Any, index: int) -> ModelTensor:
+def _border_tensor(model: Any, index: int, floats: bool) -> ModelTensor:
     scheme, kind = scale_and_zero(model, index), type_name(model, index)
     name = tensor_names(model)[index]
+    if floats and kind == "FLOAT32":
+        return ModelTensor(name=name, shape=shape(model, index), dtype="float32")
     if scheme is None or kind != "INT8":
         raise KasminaError(f"tensor {name or index} of the exported file is {kind}, INT8 is needed")
     return ModelTensor(name=name, shape=shape(model, index), dtype="int8", scale=scheme[0], zero_point=scheme[1])
@@ -144,7 +150,7 @@ def tensor_names(model: Any) -> list[str]:
 
 def float_operators(model: Any) -> tuple[str, ...]:
     """Operators that read or write anything but whole numbers, with the types: ``ADD (FLOAT32)``."""
-    whole = {"INT8", "INT16", "INT32", "INT64", "UINT8", "BOOL"}
+    whole = {"INT4", "INT8", "INT16", "INT32", "INT64", "UINT8", "BOOL"}
     found = []
     for op in operators(model):
         types = sorted({type_name(model, i) for i in (*op.inputs, *op.outputs) if i >= 0} - whole)

@@ -18,7 +18,10 @@ def fold_norms(module: nn.Module) -> nn.Module:
     from torch.fx.experimental.optimization import fuse
 
     try:
-        folded: nn.Module = fuse(module).eval()
+        # a graph is not traced again: its nodes know the user's source lines
+        folded: nn.Module = fuse(module, no_trace=True).eval()
     except Exception:  # data-dependent control flow cannot be traced; the converters say so if they mind
         return module
+    if getattr(module, "fixed_batch", False):
+        vars(folded)["fixed_batch"] = True
     return folded

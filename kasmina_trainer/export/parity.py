@@ -1,4 +1,4 @@
-"""How well an exported file reproduces the float network, measured on held-out data on the engines that devices use."""
+"""Answers of the float network and of exported files to the same frames, on the engines that devices use."""
 
 from __future__ import annotations
 
@@ -6,74 +6,88 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import nn
 
-from kasmina_edge.contracts.manifest import MINIMUM_AGREEMENT, ModelTensor, Parity, Preprocessing
+from kasmina_edge.contracts.manifest import ModelTensor, Preprocessing
 from kasmina_edge.engines.tensors import InputConverter, OutputConverter
-from kasmina_edge.errors import InputError, KasminaError
+from kasmina_edge.errors import KasminaError
 from kasmina_trainer.export import flatbuffer
+from kasmina_trainer.export.layout import as_app, float_outputs
 from kasmina_trainer.export.silence import quiet
 
 Array = npt.NDArray[Any]
 
 _PLAIN = Preprocessing()
-_BATCH = 256
 
 
 def float_logits(module: nn.Module, frames: Array) -> Array:
-    """The float network's answers.
+    """The float network's answers, where it has one output; see `layout.float_outputs`.
 
     Args:
         module: Channels-first, in evaluation mode, on the CPU.
-        frames: Model inputs.  # (N, H, W, C)
+        frames: Model inputs.  # (N, ..., C)
     """
-    channels_first = np.ascontiguousarray(np.moveaxis(frames, -1, 1), dtype=np.float32)
-    with torch.no_grad():
-        parts = [
-            module(torch.from_numpy(channels_first[i : i + _BATCH])).numpy() for i in range(0, len(frames), _BATCH)
-        ]
-    return np.concatenate(parts)
+    return float_outputs(as_app(module, (1, *frames.shape[1:])), frames)[0]
 
 
-def litert_answers(data: bytes, quantized: Array, *, reference_kernels: bool = False) -> Array:
-    """Raw answers of a TFLite file with one input and one output.
+def litert_raw(data: bytes, rows: Array, *, reference_kernels: bool = False) -> tuple[Array, ...]:
+    """Raw answers of a TFLite file with one input, an array an output.
 
     Args:
         data: The file.
-        quantized: Inputs in the model's own dtype.  # (N, ...)
+        rows: Inputs in the model's own dtype.  # (N, ...)
         reference_kernels: LiteRT's reference kernels instead of XNNPACK.
+
+    Raises:
+        KasminaError: The interpreter refuses the file.
     """
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     with quiet():
         kind = OpResolverType.BUILTIN_REF if reference_kernels else OpResolverType.AUTO
-        interpreter = Interpreter(model_content=data, num_threads=1, experimental_op_resolver_type=kind)
-        interpreter.allocate_tensors()
-        entry, leave = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
-        answers = []
-        for frame in quantized:
-            interpreter.set_tensor(entry, frame[None])
+        try:
+            interpreter = Interpreter(model_content=data, num_threads=1, experimental_op_resolver_type=kind)
+            interpreter.allocate_tensors()
+        except (RuntimeError, ValueError) as exc:
+            reason = next((line.strip() for line in str(exc).splitlines() if line.strip()), type(exc).__name__)
+            raise KasminaError(f"LiteRT cannot run the exported file: {reason[:300]}") from exc
+        entry = interpreter.get_input_details()[0]["index"]
+        leaves = [d["index"] for d in interpreter.get_output_details()]
+        answers: list[list[Array]] = [[] for _ in leaves]
+        for row in rows:
+            interpreter.set_tensor(entry, row[None])
             interpreter.invoke()
-            answers.append(interpreter.get_tensor(leave)[0])
-    return np.stack(answers)
+            for found, leave in zip(answers, leaves, strict=True):
+                found.append(interpreter.get_tensor(leave)[0])
+    return tuple(np.stack(found) for found in answers)
+
+
+def litert_answers(data: bytes, quantized: Array, *, reference_kernels: bool = False) -> Array:
+    """As `litert_raw`, of a file with one output."""
+    return litert_raw(data, quantized, reference_kernels=reference_kernels)[0]
+
+
+def litert_outputs(data: bytes, frames: Array, *, reference_kernels: bool = False) -> tuple[Array, ...]:
+    """De-quantized answers of a TFLite file to float inputs, an array an output.  # (N, ...)"""
+    inputs, outputs = flatbuffer.border(flatbuffer.parse(data), floats=True)
+    raw = litert_raw(data, to_rows(frames, inputs[0]), reference_kernels=reference_kernels)
+    return tuple(
+        np.concatenate([OutputConverter(tensor).convert(answer[None]) for answer in answers])
+        for tensor, answers in zip(outputs, raw, strict=True)
+    )
 
 
 def litert_logits(data: bytes, frames: Array, *, reference_kernels: bool = False) -> Array:
-    """De-quantized answers of an int8 TFLite file to float inputs.  # (N, classes)"""
-    inputs, outputs = flatbuffer.border(flatbuffer.parse(data))
-    quantized = to_rows(frames, inputs[0])
-    converter = OutputConverter(outputs[0])
-    answers = litert_answers(data, quantized, reference_kernels=reference_kernels)
-    return np.concatenate([converter.convert(answer[None]) for answer in answers])
+    """As `litert_outputs`, of a file with one output."""
+    return litert_outputs(data, frames, reference_kernels=reference_kernels)[0]
 
 
-def onnx_logits(data: bytes, frames: Array, *, optimize: bool = True) -> Array:
-    """Answers of an ONNX file with float border.  # (N, classes)
+def onnx_outputs(data: bytes, frames: Array, *, optimize: bool = True) -> tuple[Array, ...]:
+    """Answers of an ONNX file with float border, an array an output.  # (N, ...)
 
     Args:
         data: The file.
-        frames: Model inputs.  # (N, H, W, C)
+        frames: Model inputs.  # (N, ..., C)
         optimize: Fuse to integer kernels as a device does; without, every quantized step is computed in float.
     """
     import onnxruntime
@@ -85,7 +99,13 @@ def onnx_logits(data: bytes, frames: Array, *, optimize: bool = True) -> Array:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    return np.concatenate([session.run(None, {name: f[None].astype(np.float32, copy=False)})[0] for f in frames])
+    rows = [session.run(None, {name: f[None].astype(np.float32, copy=False)}) for f in frames]
+    return tuple(np.concatenate(answers) for answers in zip(*rows, strict=True))
+
+
+def onnx_logits(data: bytes, frames: Array, *, optimize: bool = True) -> Array:
+    """As `onnx_outputs`, of a file with one output."""
+    return onnx_outputs(data, frames, optimize=optimize)[0]
 
 
 def to_rows(frames: Array, tensor: ModelTensor, pre: Preprocessing = _PLAIN) -> Array:
@@ -93,47 +113,3 @@ def to_rows(frames: Array, tensor: ModelTensor, pre: Preprocessing = _PLAIN) -> 
     with np.errstate(over="ignore"):
         converter = InputConverter(tensor, pre)
     return np.concatenate([converter.convert(converter.check(frame[None])).copy() for frame in frames])
-
-
-def measure(logits: Array, reference: Array, labels: Array | None) -> tuple[float, float | None]:
-    """Share of equal top answers, and share of right ones (None without labels)."""
-    if logits.shape != reference.shape or not len(logits):
-        raise InputError(f"parity: {logits.shape} answers against {reference.shape}; at least one and as many needed")
-    top = logits.argmax(axis=1)
-    return float((top == reference.argmax(axis=1)).mean()), _accuracy(top, labels)
-
-
-def parity(logits: Array, reference: Array, labels: Array | None) -> Parity:
-    """The manifest's numbers for one file.
-
-    Args:
-        logits: De-quantized answers of the file.  # (N, classes)
-        reference: Answers of the float network.  # (N, classes)
-        labels: True classes, or None.  # (N,)
-    """
-    agreement, accuracy = measure(logits, reference, labels)
-    return Parity(
-        samples=len(logits),
-        top1_agreement=agreement,
-        accuracy=accuracy,
-        float_accuracy=_accuracy(reference.argmax(axis=1), labels),
-        max_abs_difference=float(np.abs(logits.astype(np.float64) - reference).max()),
-    )
-
-
-def require(path: str, found: Parity, minimum: float = MINIMUM_AGREEMENT) -> None:
-    """Fail an export that answers differently from the network it was made of. Pure.
-
-    Raises:
-        KasminaError: Top-1 agreement is below ``minimum``; the message carries both numbers.
-    """
-    if found.top1_agreement < minimum:
-        raise KasminaError(
-            f"{path}: top-1 agreement with the float network is {found.top1_agreement:.2%} on {found.samples} held-out "
-            f"inputs, at least {minimum:.0%} is required",
-            "Calibrate with frames of every domain, or train with weight decay so that the ranges stay small.",
-        )
-
-
-def _accuracy(top: Array, labels: Array | None) -> float | None:
-    return None if labels is None else float((top == labels).mean())

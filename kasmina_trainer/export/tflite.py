@@ -1,8 +1,9 @@
 """PyTorch to a full-int8 TFLite file in canonical layout.
 
-Route: channels-last inputs and outputs, litert-torch to float TFLite, own calibration, ai-edge-quantizer, then the
-canonical rewrite of `flatbuffer`. A network that was grown on an exported parent is quantized several times - with all
-the parent's ranges, with those that still fit, and freely - and `quantization.choose` takes one by measurement.
+Route: channels-last inputs and outputs, litert-torch to float TFLite (`float_tflite`), own calibration,
+ai-edge-quantizer, then the canonical rewrite of `flatbuffer`. A network that was grown on an exported parent is
+quantized several times - with all the parent's ranges, with those that still fit, and freely - and
+`quantization.choose` takes one by measurement.
 """
 
 from __future__ import annotations
@@ -11,42 +12,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
-import torch
 from torch import nn
 
 from kasmina_edge.contracts.manifest import ModelTensor, SiteTensors
-from kasmina_edge.engines.tflite_graph import TfliteGraph
-from kasmina_edge.errors import KasminaError
 from kasmina_trainer import quantization
-from kasmina_trainer.export import flatbuffer, parity
+from kasmina_trainer.export import flatbuffer, judging, parity
 from kasmina_trainer.export.alignment import Alignment, align
-from kasmina_trainer.export.correction import correct_tflite
+from kasmina_trainer.export.correction import correct_tflite, mean_error
+from kasmina_trainer.export.float_tflite import FloatNetwork, convert, refuse_float
 from kasmina_trainer.export.folding import fold_norms
+from kasmina_trainer.export.judging import Judge
+from kasmina_trainer.export.layout import as_app, float_outputs
 from kasmina_trainer.export.silence import quiet
-from kasmina_trainer.quantization import Candidate, Range
+from kasmina_trainer.export.sites import find_sites
+from kasmina_trainer.quantization import Candidate, Prepared, QuantizeConfig, Range
 
 Array = npt.NDArray[Any]
-
-_SITE_FRAMES = 3
-_SITE_TOLERANCE = 1e-4
-
-
-@dataclass(frozen=True)
-class FloatNetwork:
-    """A float TFLite file whose tensors are called ``t0``, ``t1``, ...
-
-    Attributes:
-        activations: Names of all tensors that are computed or fed, in order of use.
-        inputs: Names of the graph's inputs.
-        outputs: Names of its outputs.
-    """
-
-    data: bytes
-    activations: tuple[str, ...]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -70,146 +52,60 @@ class TfliteExport:
     candidates: tuple[Candidate, ...]
 
 
-def convert(module: nn.Module, shape: Sequence[int]) -> FloatNetwork:
-    """Convert a channels-first module to float TFLite with channels-last input.
-
-    Args:
-        module: In evaluation mode, on the CPU; takes (1, C, H, W).
-        shape: The app's input shape.  # (1, H, W, C)
-
-    Raises:
-        KasminaError: The converter refuses, or the result needs an operator that LiteRT's runtime does not have.
-    """
-    with quiet():
-        import litert_torch
-
-        try:
-            wrapped = litert_torch.to_channel_last_io(module, args=[0]).eval()
-            edge = litert_torch.convert(wrapped, (torch.zeros(tuple(shape)),))
-            data = bytes(edge.model_content())
-        except Exception as exc:
-            reason = next((line.strip() for line in str(exc).splitlines() if line.strip()), type(exc).__name__)
-            raise KasminaError(f"the network cannot be converted to TFLite: {reason[:300]}", _ADVICE) from exc
-    model = flatbuffer.parse(data)
-    refuse_unsupported(model)
-    flatbuffer.number_tensors(model)
-    names = flatbuffer.tensor_names(model)
-    graph = model.subgraphs[0]
-    activations = dict.fromkeys(int(i) for i in graph.inputs)
-    for op in flatbuffer.operators(model):
-        activations.update(dict.fromkeys(op.outputs))
-    return FloatNetwork(
-        flatbuffer.serialize(model),
-        tuple(names[i] for i in activations),
-        tuple(names[int(i)] for i in graph.inputs),
-        tuple(names[int(i)] for i in graph.outputs),
-    )
-
-
-_ADVICE = "Build the network from operations that LiteRT has; a threshold or an iterated maximum replaces sorting."
-
-
-def refuse_unsupported(model: Any) -> None:
-    """Stop at operators that would convert and then not run.
-
-    Raises:
-        KasminaError: The message names them.
-    """
-    missing = flatbuffer.unsupported_operators(model)
-    if missing:
-        raise KasminaError(f"the network needs {', '.join(missing)}, which LiteRT's runtime does not have", _ADVICE)
-    if len(model.subgraphs) != 1:
-        raise KasminaError(f"the network became {len(model.subgraphs)} subgraphs, one can be quantized", _ADVICE)
-
-
-def refuse_float(model: Any) -> None:
-    """Stop at operators that did not become int8.
-
-    Raises:
-        KasminaError: The message names them with their types.
-    """
-    left = flatbuffer.float_operators(model)
-    if left:
-        raise KasminaError(
-            f"{len(left)} operators stayed in floating point: {', '.join(left[:5])}",
-            "Replace these operations by ones that ai-edge-quantizer knows.",
-        )
-
-
-def find_sites(
-    network: FloatNetwork, module: nn.Module, sites: Sequence[str], frames: Array
-) -> dict[str, tuple[str, str]]:
-    """Which tensors hold the input and the output of each seed site, found by their values.
-
-    Module and file compute the same values, so a tensor that equals what flows through a site on every frame, is that
-    site's; names and numbering play no part. A branch that adds nothing yet leaves input and output equal: then the
-    output is the sum that reads the input.
-
-    Args:
-        network: The converted module.
-        module: The module itself; a site is a submodule's output, or, where that has an ``inner`` module, runs from the
-            inner module's output (before the branch) to the submodule's own (behind it).
-        sites: Submodule names.
-        frames: At least one frame.  # (N, H, W, C)
-
-    Raises:
-        KasminaError: A site's values appear in no tensor.
-    """
-    places: dict[str, tuple[str, str]] = {}
-    if not sites:
-        return places
-    frames = frames[:_SITE_FRAMES]
-    flows = _flow_through(module, sites, frames)
-    seen = list(quantization.watch(network.data, frames, network.activations))
-    for site, (before, after) in flows.items():
-        found = tuple(_first_equal(seen, values, network.activations) for values in (before, after))
-        if found[0] is None or found[1] is None:
-            raise KasminaError(
-                f"site {site}: its values appear in no tensor of the converted file",
-                "Put the site behind an activation or an addition, where the converter does not fuse it away.",
-            )
-        silent = found[0] == found[1] and isinstance(getattr(module.get_submodule(site), "inner", None), nn.Module)
-        places[site] = (found[0], _sum_behind(network, found[0]) if silent else found[1])
-    return places
-
-
 def export_tflite(
     module: nn.Module,
     *,
     calibration: Array,
     held_out: Array,
-    labels: Array | None,
-    float_logits: Array,
+    labels: Array | None = None,
+    float_logits: Array | None = None,
     sites: Sequence[str] = (),
     parent: bytes | None = None,
     headroom: float = quantization.HEADROOM,
+    config: QuantizeConfig | None = None,
+    prepared: Prepared | None = None,
+    judge: Judge | None = None,
+    channels_last: bool = True,
 ) -> TfliteExport:
     """Convert, quantize, choose and canonicalize.
 
     Args:
         module: As `convert`.
-        calibration: Model inputs that show every domain the network is for.  # (N, H, W, C)
-        held_out: Model inputs that nothing was trained or calibrated on.  # (M, H, W, C)
-        labels: Their labels, or None.  # (M,)
-        float_logits: The module's own answers on them.  # (M, classes)
+        calibration: Model inputs that show every domain the network is for.  # (N, ..., C)
+        held_out: Model inputs that nothing was trained or calibrated on.  # (M, ..., C)
+        labels: Their classes, or None.  # (M,)
+        float_logits: The module's own answers on them, where it has one output of classes.  # (M, classes)
         sites: Names of the seed sites inside the module.
         parent: TFLite file of the bundle this network grew from; its quantization is kept where that costs little.
-        headroom: Share by which the ranges of a network without parent are widened.
+        headroom: Share by which the ranges of a network without parent are widened; with ``config``, that one's.
+        config: How to calibrate and how wide weights are; None: int8, ranges of the smallest error.
+        prepared: What `quantization.prepare` made of the module for ``config``; it is converted in the module's place.
+        judge: Compares answers, for a network that is no classification; None: ``float_logits`` and ``labels`` do.
+        channels_last: As `layout.as_app`.
 
     Raises:
+        InputError: The frames do not fit the network.
         KasminaError: The network does not convert, or does not become int8 throughout.
     """
-    network = convert(fold_norms(module), (1, *calibration.shape[1:]))
-    places = find_sites(network, module, sites, calibration)
+    folded = fold_norms(prepared.module if prepared else module)
+    network = convert(folded, (1, *calibration.shape[1:]), channels_last=channels_last)
+    places = find_sites(network, module, sites, calibration, prepared)
+    if judge is None:
+        given = (parity.float_logits(module, held_out) if float_logits is None else float_logits,)
+        judge = Judge(given, network.output_names, judging.classification(given, labels), judging.TOP_ANSWERS)
     observed = quantization.observe(lambda: quantization.watch(network.data, calibration, network.activations))
     border = (*network.inputs, *network.outputs)
-    share = 0.0 if parent else headroom
-    free = quantization.free_ranges(observed, headroom=share, border=border)
-    whole = quantization.free_ranges(observed, headroom=share, border=border, whole=True)
+    own = _own_ranges(network, folded, observed, border, calibration, 0.0 if parent else headroom, config, prepared)
+    if parent is not None and config is not None and config.headroom:
+        bare = config.model_copy(update={"headroom": 0.0})
+        own = _own_ranges(network, folded, observed, border, calibration, 0.0, bare, prepared)
+    bits = quantization.tensor_bits(network.data, folded, prepared.bits) if prepared else {}
+    free, whole = next(iter(own.values())), list(own.values())[-1]
     with quiet():
-        first = quantization.quantize(network.data, free)
+        first = quantization.quantize(network.data, free, bits)
     free_model = flatbuffer.parse(first)
-    refuse_float(free_model)
+    if 32 not in bits.values():
+        refuse_float(free_model, network)
     versions: dict[str, dict[str, Range]] = {}
     alignment = None
     inherited: dict[str, Range] = {}
@@ -218,34 +114,74 @@ def export_tflite(
         inherited = inherited_ranges(flatbuffer.parse(parent), free_model, alignment)
         versions["pinned"] = quantization.pinned(free, inherited, observed)
         for most in quantization.STRAINS:
-            for suffix, own in (("", free), (", whole range", whole)):
+            for suffix, ranges in (("", free), (", whole range", whole)):
                 name = f"partly pinned (strain {most:g}{suffix})"
-                versions[name] = quantization.pinned(own, inherited, observed, most_strain=most)
-    versions["free"] = free
-    versions["free, whole range"] = whole
-    float_calibration = parity.float_logits(module, calibration)
+                versions[name] = quantization.pinned(ranges, inherited, observed, most_strain=most)
+    versions.update(own)
+    float_calibration = float_outputs(as_app(module, network.app_shape, channels_last=channels_last), calibration)
+    corrects = config is None or config.bias_correction != "none"
     candidates: list[Candidate] = []
     built: dict[str, dict[str, int]] = {}
     for name, ranges in versions.items():
         if any(ranges == versions[c.name] for c in candidates):
             continue
         with quiet():
-            raw = first if ranges is free else quantization.quantize(network.data, ranges)
-        data, built[name] = _corrected(raw, calibration, float_calibration, parent, alignment)
-        agreement, accuracy = parity.measure(parity.litert_logits(data, held_out), float_logits, labels)
+            raw = first if ranges is free else quantization.quantize(network.data, ranges, bits)
+        if corrects:
+            raw = _corrected(raw, calibration, float_calibration, parent, alignment)
+        data, built[name] = _canonical(raw, parent, alignment)
+        agreement, accuracy = judge.measure(parity.litert_outputs(data, held_out))
         kept = sum(ranges[n] == r for n, r in inherited.items())
         candidates.append(Candidate(name, data, kept, len(inherited), agreement, accuracy))
-    float_accuracy = parity.measure(float_logits, float_logits, labels)[1]
-    chosen = quantization.choose(candidates, float_accuracy)
+    if parent is None and judge.compares != judging.TOP_ANSWERS:
+        chosen = max(candidates, key=lambda c: c.agreement)  # no label tells what clipping costs: the nearest
+    else:
+        chosen = quantization.choose(candidates, judge.float_accuracy)
     model = flatbuffer.parse(chosen.data)
     index = built[chosen.name]
     return TfliteExport(
         chosen.data,
-        *flatbuffer.border(model),
+        *flatbuffer.border(model, floats=bool(bits)),
         {s: SiteTensors(input_index=index[a], output_index=index[b]) for s, (a, b) in places.items()},
         chosen,
         tuple(candidates),
     )
+
+
+def export_float_tflite(module: nn.Module, shape: Sequence[int], *, channels_last: bool = True) -> bytes:
+    """The float network as a TFLite file in canonical layout.
+
+    Args:
+        module: As `convert`.
+        shape: The app's input shape.  # (1, ..., C)
+        channels_last: As `layout.as_app`.
+    """
+    network = convert(fold_norms(module), shape, channels_last=channels_last)
+    return _canonical(network.data, None, None)[0]
+
+
+def _own_ranges(
+    network: FloatNetwork,
+    folded: nn.Module,
+    observed: Mapping[str, quantization.Observed],
+    border: Sequence[str],
+    calibration: Array,
+    headroom: float,
+    config: QuantizeConfig | None,
+    prepared: Prepared | None,
+) -> dict[str, dict[str, Range]]:
+    """Versions that owe nothing to a parent, by name; the first is the one to begin with."""
+    if config is None:
+        return {
+            "free": quantization.free_ranges(observed, headroom=headroom, border=border),
+            "free, whole range": quantization.free_ranges(observed, headroom=headroom, border=border, whole=True),
+        }
+    carried = None
+    if prepared is not None and prepared.ranges:
+        carried = quantization.carried_ranges(
+            network.data, network.activations, prepared.module, prepared.ranges, calibration
+        )
+    return quantization.versions(observed, config, border=border, carried=carried)
 
 
 def inherited_ranges(parent: Any, grown: Any, alignment: Alignment) -> dict[str, Range]:
@@ -262,14 +198,19 @@ def inherited_ranges(parent: Any, grown: Any, alignment: Alignment) -> dict[str,
 
 
 def _corrected(
-    raw: bytes, calibration: Array, float_calibration: Array, parent: bytes | None, alignment: Alignment | None
-) -> tuple[bytes, dict[str, int]]:
-    """Canonical bytes with the answers' mean error taken out; the new index of every named tensor."""
+    raw: bytes,
+    calibration: Array,
+    float_calibration: Sequence[Array],
+    parent: bytes | None,
+    alignment: Alignment | None,
+) -> bytes:
+    """A quantized file with the mean error of its answers taken out, where a last layer's bias can take it."""
     plain, _ = _canonical(raw, parent, alignment)
-    shift = (parity.litert_logits(plain, calibration) - float_calibration).mean(axis=0)
+    answers = parity.litert_outputs(plain, calibration)
     model = flatbuffer.parse(raw)
-    correct_tflite(model, shift)
-    return _canonical(flatbuffer.serialize(model), parent, alignment)
+    for place, (given, wanted) in enumerate(zip(answers, float_calibration, strict=True)):
+        correct_tflite(model, mean_error(given, wanted), place)
+    return flatbuffer.serialize(model)
 
 
 def _canonical(raw: bytes, parent: bytes | None, alignment: Alignment | None) -> tuple[bytes, dict[str, int]]:
@@ -279,47 +220,3 @@ def _canonical(raw: bytes, parent: bytes | None, alignment: Alignment | None) ->
     ancestor = flatbuffer.parse(parent) if parent is not None else None
     moved = flatbuffer.canonical(model, ancestor, alignment.twins if alignment else None)
     return flatbuffer.serialize(model), {names[old]: new for old, new in moved.items()}
-
-
-def _flow_through(module: nn.Module, sites: Sequence[str], frames: Array) -> dict[str, tuple[Array, Array]]:
-    """Values before and behind each site, channels last.  # (N, H, W, C)"""
-    caught: dict[tuple[str, int], Array] = {}
-    hooks = []
-    for site in sites:
-        outer = module.get_submodule(site)
-        inner = getattr(outer, "inner", None)
-        for side, part in enumerate((inner if isinstance(inner, nn.Module) else outer, outer)):
-
-            def note(_module: nn.Module, _args: Any, value: torch.Tensor, key: tuple[str, int] = (site, side)) -> None:
-                caught[key] = np.moveaxis(value.detach().numpy(), 1, -1).copy()
-
-            hooks.append(part.register_forward_hook(note))
-    try:
-        with torch.no_grad():
-            module(torch.from_numpy(np.ascontiguousarray(np.moveaxis(frames, -1, 1), dtype=np.float32)))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return {site: (caught[site, 0], caught[site, 1]) for site in sites}
-
-
-def _sum_behind(network: FloatNetwork, name: str) -> str:
-    """The tensor that a silent residual branch leaves into: ``name`` plus what was computed from ``name``."""
-    graph = TfliteGraph(network.data)
-    names = flatbuffer.tensor_names(flatbuffer.parse(network.data))
-    entry = names.index(name)
-    for operator in graph.operators:
-        branch = graph.branch(entry, operator.outputs[0])
-        if branch is not None and any(entry in part.inputs for part in branch):
-            return names[operator.outputs[0]]
-    return name
-
-
-def _first_equal(seen: Sequence[Mapping[str, Array]], values: Array, names: Sequence[str]) -> str | None:
-    for name in names:
-        if seen[0][name].shape[1:] == values.shape[1:] and all(
-            np.allclose(frame[name][0], value, rtol=_SITE_TOLERANCE, atol=_SITE_TOLERANCE)
-            for frame, value in zip(seen, values, strict=True)
-        ):
-            return name
-    return None

@@ -172,6 +172,7 @@ def test_it_disappears_stays_away_and_comes_back(tmp_path: Path) -> None:
         assert world.events[0].detail.endswith("; reset 1") and len(resets) >= 2
         world.heals()
         back = world.in_service(engine)
+        assert eventually(lambda: world.kinds == ["gone", "back"]), "told by another thread than the one that answers"
     assert seen.wrong == back.wrong == 0 and max(seen.gaps_ms) <= GAP_MS
     assert world.kinds == ["gone", "back"]
     assert engine.counters().fallbacks == {"gone": 1}

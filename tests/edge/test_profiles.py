@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,25 @@ from kasmina_edge.contracts.profile import HardwareProfile, list_profiles, load_
 from kasmina_edge.errors import InputError
 
 PROFILES = Path(__file__).resolve().parents[2] / "profiles"
-GOOD = (PROFILES / "x86-cpu.toml").read_text()
+GOOD = """
+name = "x86-cpu"
+aliases = ["x86", "cpu"]
+description = "Any 64-bit x86 computer, CPU only"
+chip = "x86-64"
+clock_mhz = 2300.0 # of the machine that the anchor was measured on
+runtime = "LiteRT with XNNPACK"
+runtime_version = "ai-edge-litert 2.3.0"
+engines = ["litert", "onnxruntime"]
+threads = 1 # small networks: two threads on a busy machine were 10 times slower
+ram_bytes = 4_294_967_296 # assumed
+error_band = 1.0 # x86 CPUs differ by more than a factor of two, and shared machines are noisy
+source = "measured by this project on a 2-core x86-64 Linux machine, Python 3.11"
+
+[[anchors]]
+network = "depthwise-se-residual-46706-parameters-int8"
+latency_ms = 0.0247
+source = "measured by this project, 2026-11: set_tensor + invoke + get_tensor, one thread"
+"""
 
 
 @pytest.fixture
@@ -90,6 +109,20 @@ def test_not_text(tmp_path: Path) -> None:
     assert "not valid TOML" in refusal(path)
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "loop"])
+def test_what_is_no_plain_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "endless.toml"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero" if kind == "device" else path)
+    with pytest.raises(InputError, match=r"no plain file|cannot be read") as caught:
+        read_profile(path)
+    assert "profile list" in caught.value.next_step
+
+
 def test_too_long(tmp_path: Path) -> None:
     path = tmp_path / "long.toml"
     path.write_text("#" * 70_000)
@@ -119,3 +152,50 @@ def test_a_wrong_field_is_named(tmp_path: Path, old: str, new: str, said: str) -
     path = tmp_path / "wrong.toml"
     path.write_text(GOOD.replace(old, new, 1))
     assert f"{path}{said}" in refusal(path)
+
+
+NAMED = {
+    "coral-dev-board", "coral-usb", "esp32-s3", "gap9", "hailo-8", "jetson-class", "ra8d1", "raspberry-pi-4",
+    "raspberry-pi-5", "stm32h747", "stm32l4r5", "stm32u385", "stm32u575", "syntiant-ndp9120", "tpu-like", "x86-cpu",
+}  # fmt: skip
+
+
+def test_every_target_that_was_promised_is_there() -> None:
+    assert set(list_profiles()) >= NAMED
+
+
+@pytest.mark.parametrize("path", sorted(PROFILES.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_number_of_a_shipped_profile_has_a_source(path: Path) -> None:
+    profile = read_profile(path)
+    assert profile.name == path.stem
+    assert profile.unsourced() == ()
+    assert all(anchor.source.strip() and anchor.latency_ms > 0 for anchor in profile.anchors)
+    assert len(profile.source) > 10
+
+
+def test_a_number_without_a_source_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    text = (PROFILES / "stm32u575.toml").read_text().replace("coefficients = ", "chip = ")
+    path.write_text(text)
+    assert len(read_profile(path).unsourced()) == 9
+    fields = read_profile(PROFILES / "raspberry-pi-5.toml").model_dump(exclude_defaults=True)
+    bare = HardwareProfile.parse(fields | {"source": ""})
+    assert "clock_mhz" in bare.unsourced() and "ram_bytes" in bare.unsourced()
+
+
+def test_names_are_unique_in_a_folder_and_names_beat_aliases(folder: Path) -> None:
+    (folder / "one.toml").write_text(GOOD.replace('"x86-cpu"', '"one"').replace('"x86", "cpu"', '"stm32u575"'))
+    assert load_profile("stm32u575").chip.startswith("STM32"), "a name is not taken over by somebody's alias"
+    (folder / "two.toml").write_text(GOOD.replace('"x86-cpu"', '"two"').replace('"x86", "cpu"', '"one"'))
+    with pytest.raises(InputError, match=r"two\.toml: 'one' is taken by .*one\.toml"):
+        list_profiles()
+
+
+def test_units_that_a_coefficient_may_end_in() -> None:
+    fields = read_profile(PROFILES / "tpu-like.toml").model_dump(exclude_defaults=True)
+    fields.pop("sources")
+    for key in ("call_us", "int8_conv_step_ns", "dense_cycles_per_mac", "usb_bytes_per_s", "array_rows", "int8_band"):
+        assert HardwareProfile.parse(fields | {"coefficients": {key: 1.0}}).coefficients == {key: 1.0}
+    for key in ("speed", "us", "cycles_per_", "latency_us_"):
+        with pytest.raises(InputError, match="does not end in a unit"):
+            HardwareProfile.parse(fields | {"coefficients": {key: 1.0}})

@@ -19,6 +19,7 @@ from kasmina_edge.contracts.manifest import (
     ModelFile,
     ModelIO,
     ModelTensor,
+    OutputParity,
     Parity,
     Preprocessing,
     ReferenceProbes,
@@ -26,6 +27,7 @@ from kasmina_edge.contracts.manifest import (
     SiteTensors,
     StatePair,
 )
+from kasmina_edge.contracts.postprocessing import AnchorLevel, Postprocessing
 from kasmina_edge.contracts.presence import ControllerState
 from kasmina_edge.contracts.profile import Anchor, HardwareProfile
 from kasmina_edge.contracts.record import (
@@ -265,6 +267,57 @@ def wrapped_manifest() -> BundleManifest:
     )
 
 
+def detecting_manifest() -> BundleManifest:
+    """A detector: several outputs with parity of their own, post-processing, and papers."""
+    sides = {"boxes-8": (8, 8, 8), "scores-8": (8, 8, 4), "boxes-16": (4, 4, 4), "scores-16": (4, 4, 2)}
+    scales = (0.03125, 0.0625, 0.046875, 0.109375)
+    model = ModelFile(
+        file=FileEntry.of("model.tflite", b"detector"),
+        engine="litert",
+        inputs=(ModelTensor(name="x", shape=(1, 64, 64, 1), dtype="int8", scale=1 / 255, zero_point=-128),),
+        outputs=tuple(
+            ModelTensor(name=f"output{i}", shape=(1, *shape), dtype="int8", scale=scale, zero_point=-i)
+            for i, (shape, scale) in enumerate(zip(sides.values(), scales, strict=True))
+        ),
+        selftest=SelfTest(file=FileEntry.of("selftest.litert.npz", b"s4"), samples=64, tolerance=2.0),
+        parity=Parity(
+            samples=600,
+            top1_agreement=0.96875,
+            accuracy=0.84,
+            float_accuracy=0.8425,
+            max_abs_difference=0.5,
+            outputs=tuple(
+                OutputParity(name=name, max_abs_difference=0.5 - 0.125 * i, mean_abs_difference=0.0625)
+                for i, name in enumerate(sides)
+            ),
+        ),
+    )
+    levels = (
+        AnchorLevel(boxes="boxes-8", scores="scores-8", rows=8, columns=8, sizes=((0.25, 0.125), (0.375, 0.25))),
+        AnchorLevel(boxes="boxes-16", scores="scores-16", rows=4, columns=4, sizes=((0.5, 0.375),)),
+    )
+    return BundleManifest(
+        name="finder",
+        version="1.0.0",
+        release=0,
+        profile="x86-cpu",
+        inputs=(ModelIO(name="frame", shape=(1, 64, 64, 1)),),
+        outputs=tuple(ModelIO(name=name, shape=(1, *shape)) for name, shape in sides.items()),
+        head="detection",
+        models=(model,),
+        postprocessing=Postprocessing(
+            labels=("größer", "kleiner"),
+            levels=levels,
+            centre_variance=0.125,
+            activation="softmax",
+            background=False,
+            score_threshold=0.25,
+            maximum_detections=20,
+        ),
+        documents=(FileEntry.of("papers.cdx.json", b"papers"),),
+    )
+
+
 def accelerated_profile() -> HardwareProfile:
     """A profile that names which of several accelerators, and measures its engines."""
     profile = next(value for value in contracts() if isinstance(value, HardwareProfile))
@@ -319,7 +372,12 @@ if __name__ == "__main__":
         alert(),
         capturing_plan(),
     ]
-    for folder, values in ((FOLDER, contracts()), (FOLDER.with_name("contracts-2"), second)):
+    third: list[Contract] = [detecting_manifest()]
+    for folder, values in (
+        (FOLDER, contracts()),
+        (FOLDER.with_name("contracts-2"), second),
+        (FOLDER.with_name("contracts-3"), third),
+    ):
         folder.mkdir(exist_ok=True)
         for value in values:
             (folder / f"{type(value).__name__}.json").write_bytes(value.to_bytes())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from kasmina_edge.bundle import Bundle
 from kasmina_trainer.datasets.corruptions import blur
 from kasmina_trainer.datasets.digits import DigitSplits, Samples, split_digits
 from kasmina_trainer.evolve import GRAFT_SETTINGS, GrownNetwork, evolve
+from kasmina_trainer.export import tflite
 from kasmina_trainer.seeds import SeededNetwork, attach_seeds
 from kasmina_trainer.training import HOST_SETTINGS, train_host
 
@@ -85,9 +88,30 @@ def host(host_network: SeededNetwork, parts: DigitSplits) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def graft(grafted: SeededNetwork, parts: DigitSplits, host: Bundle) -> Bundle:
-    """digits 1.1.0, grown on it."""
-    return exports.graft_bundle(grafted, parts, host)
+def graft_with_versions(grafted: SeededNetwork, parts: DigitSplits, host: Bundle) -> tuple[Bundle, tflite.TfliteExport]:
+    """digits 1.1.0, grown on it, and the quantized versions that were weighed for it."""
+    made: list[tflite.TfliteExport] = []
+    real = tflite.export_tflite
+
+    def watched(*args: Any, **options: Any) -> tflite.TfliteExport:
+        made.append(real(*args, **options))
+        return made[-1]
+
+    with mock.patch.object(tflite, "export_tflite", watched):
+        bundle = exports.graft_bundle(grafted, parts, host)
+    return bundle, made[0]
+
+
+@pytest.fixture(scope="session")
+def graft(graft_with_versions: tuple[Bundle, tflite.TfliteExport]) -> Bundle:
+    """digits 1.1.0."""
+    return graft_with_versions[0]
+
+
+@pytest.fixture(scope="session")
+def versions(graft_with_versions: tuple[Bundle, tflite.TfliteExport]) -> tflite.TfliteExport:
+    """The graft's quantized versions."""
+    return graft_with_versions[1]
 
 
 @pytest.fixture

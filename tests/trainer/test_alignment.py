@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kasmina_trainer.export.alignment import _best_pairs
+from kasmina_trainer.export.alignment import best_pairs
 
 
 @settings(deadline=None)
@@ -15,19 +15,19 @@ def test_every_operator_of_the_parent_is_found(parent: list[int], inserted: list
     for place, kind in inserted:
         grown.insert(min(place, len(grown)), kind)
     gains = [[1 if g == p else None for p in parent] for g in grown]
-    pairs = _best_pairs(gains)
+    pairs = best_pairs(gains)
     assert sorted(pairs.values()) == list(range(len(parent)))
     assert list(pairs) == sorted(pairs) and [pairs[g] for g in sorted(pairs)] == sorted(pairs.values())
     assert all(grown[g] == parent[p] for g, p in pairs.items())
 
 
 def test_constants_decide_between_equal_kinds() -> None:
-    assert _best_pairs([[1], [5], [1]]) == {1: 0}
+    assert best_pairs([[1], [5], [1]]) == {1: 0}
 
 
 def test_of_equals_the_earlier_is_taken() -> None:
-    assert _best_pairs([[1], [1]]) == {0: 0}
+    assert best_pairs([[1], [1]]) == {0: 0}
 
 
 def test_no_operators() -> None:
-    assert _best_pairs([]) == {}
+    assert best_pairs([]) == {}

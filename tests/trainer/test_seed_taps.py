@@ -29,6 +29,8 @@ from kasmina_edge.telemetry.taps import SiteTaps
 from kasmina_trainer.datasets.digits import DigitSplits
 from kasmina_trainer.export import parity, tflite
 from kasmina_trainer.export.folding import fold_norms
+from kasmina_trainer.export.sites import find_sites, flow_through
+from kasmina_trainer.quantization import QuantizeConfig, prepare
 from kasmina_trainer.seeds import SeededNetwork, attach_seeds
 
 Array = npt.NDArray[Any]
@@ -94,7 +96,7 @@ def test_sites_of_the_final_file_are_what_pytorch_computes(
     bundle, network = (host, host_network) if which == "host" else (graft, grafted)
     model = bundle.model_for("litert")
     shown = np.concatenate([frames["clean"][:8], frames["blurred"][:8]])
-    flow = tflite._flow_through(network.module_for_export(), network.sites, shown)
+    flow = flow_through(network.module_for_export(), network.sites, shown)
     shadow = Shadow(model, bundle.files[model.file.path])
     assert shadow.grafted == (() if which == "host" else ("s1", "s2"))
     quantized = parity.to_rows(shown, model.inputs[0])
@@ -226,7 +228,7 @@ def test_sites_of_a_graft_that_adds_nothing(
         network.set_intensity("s1", 0.0)
     module = network.module_for_export()
     converted = tflite.convert(fold_norms(module), (1, 16, 16, 1))
-    before, after = tflite.find_sites(converted, module, network.sites, frames["clean"])["s1"]
+    before, after = find_sites(converted, module, network.sites, frames["clean"])["s1"]
     assert (before == after) == (how == "gate at zero")
     if how == "newborn":
         branch = TfliteGraph(converted.data).branch(int(before[1:]), int(after[1:]))
@@ -324,3 +326,23 @@ def test_threads_of_the_app_and_the_taps_do_not_disturb_each_other(graft: Bundle
     assert not errors
     assert sum(row.looks for row in taken if row.site == "s1") == taps.looks > 5  # none is lost or counted twice
     assert sum(row.looks for row in taken if row.site == "") == taps.looks
+
+
+def test_sites_are_found_when_quantization_moved_what_flows_through_them(
+    seeded: SeededNetwork, parts: DigitSplits
+) -> None:
+    clean = parts.host.nhwc()[:64]
+    config = QuantizeConfig(bias_correction="all", equalize=True, weight_bits=4)
+    module = seeded.module_for_export()
+    prepared = prepare(module, config, clean, sites=seeded.sites)
+    made = tflite.export_tflite(
+        module,
+        calibration=clean,
+        held_out=parts.probes.nhwc()[:64],
+        sites=seeded.sites,
+        config=config,
+        prepared=prepared,
+    )
+    plain = tflite.export_tflite(module, calibration=clean, held_out=parts.probes.nhwc()[:64], sites=seeded.sites)
+    assert set(made.sites) == set(plain.sites) == set(seeded.sites)
+    assert len({(s.input_index, s.output_index) for s in made.sites.values()}) == len(seeded.sites)

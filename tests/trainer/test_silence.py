@@ -57,3 +57,21 @@ def test_python_streams_still_arrive() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert (done.stdout, done.stderr) == ("out\n", "bar\nend\n")
+
+
+def test_the_collector_comes_back() -> None:
+    import gc
+
+    from kasmina_trainer.export.collector import without_collector
+
+    with pytest.raises(KeyError), without_collector():
+        assert not gc.isenabled()
+        raise KeyError
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with without_collector():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

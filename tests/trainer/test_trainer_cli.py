@@ -16,7 +16,9 @@ from kasmina_edge.bundle import read_file
 from kasmina_edge.contracts.arrays import pack_arrays
 from kasmina_edge.errors import InputError
 from kasmina_trainer.checkpoints import load_checkpoint, save_host
-from kasmina_trainer.cli import app, main, read_captured
+from kasmina_trainer.cli import main
+from kasmina_trainer.cli.app import app
+from kasmina_trainer.cli.captured import read_captured
 from kasmina_trainer.datasets.digits import Samples, to_nhwc
 
 runner = CliRunner()

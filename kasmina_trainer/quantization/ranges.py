@@ -1,18 +1,13 @@
-"""Full-int8 static quantization, with activation ranges as data.
+"""Activation ranges as data: what calibration showed, and which range is made of it.
 
 A host is calibrated with head-room and its ranges are snapped to scales that survive a round trip through a file, so
 that the file itself is the record of them. What is grown on it may then keep the host's ranges (pinned): every bias and
-scale of the host stays the same bytes, and the update is the graft alone. Pinning costs accuracy where the growth moves
-values out of the host's ranges, so pinned and free versions are both built and measured, and `choose` decides.
-
-Weights: symmetric int8, one scale a channel. Activations: asymmetric int8, one scale a tensor. Biases: int32.
-(Jacob et al. 2018; ai-edge-quantizer's ``static_wi8_ai8`` recipe.)
+scale of the host stays the same bytes, and the update is the graft alone.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kasmina_edge.contracts.manifest import MINIMUM_AGREEMENT
 from kasmina_edge.errors import InputError, KasminaError
 
 Array = npt.NDArray[Any]
@@ -32,11 +26,6 @@ HEADROOM = 0.3
 
 STRAINS = (3.0, 0.3)
 """Partly pinned versions: a pinned range is given up where `Observed.strain` is larger than this."""
-
-"""Share of held-out inputs whose top answer an export must keep."""
-
-ACCURACY_PRICE = 0.005
-"""Accuracy (share of 1) that pinning may cost against the float network, in exchange for a small update."""
 
 _MANTISSA_BITS = 10
 _SMALLEST_SCALE = 2.0**-24
@@ -81,42 +70,6 @@ class Observed:
 
         best = min(_SHRINKS, key=error)
         return self.low * best, self.high * best
-
-
-def watch(float_model: bytes, frames: Array, names: Sequence[str]) -> Iterator[dict[str, Array]]:
-    """Run a float TFLite model and give the named tensors of every frame.
-
-    Args:
-        float_model: A file whose tensor names are unique.
-        frames: Model inputs.  # (N, ...)
-        names: Tensors to read.
-
-    Raises:
-        InputError: A name is not in the file, or the frames do not fit the model's input.
-    """
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*experimental_preserve_all_tensors.*")
-        interpreter = Interpreter(
-            model_content=float_model,
-            experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-            experimental_preserve_all_tensors=True,
-            num_threads=1,
-        )
-    interpreter.allocate_tensors()
-    entry = interpreter.get_input_details()[0]
-    places = {d["name"]: d["index"] for d in interpreter.get_tensor_details()}
-    missing = sorted(set(names) - set(places))
-    if missing:
-        raise InputError(f"the model has no tensor called {', '.join(missing)}")
-    expected = tuple(int(n) for n in entry["shape"])
-    if frames.shape[1:] != expected[1:] or not len(frames):
-        raise InputError(f"frames: expected (N, {', '.join(map(str, expected[1:]))}) with N > 0, got {frames.shape}")
-    for frame in frames:
-        interpreter.set_tensor(entry["index"], frame[None].astype(np.float32, copy=False))
-        interpreter.invoke()
-        yield {name: interpreter.get_tensor(places[name]) for name in names}
 
 
 def observe(passes: Callable[[], Iterator[Mapping[str, Array]]]) -> dict[str, Observed]:
@@ -220,71 +173,3 @@ def pinned(
         name: host[name] if name in host and observed[name].strain(host[name]) <= most_strain else own
         for name, own in free.items()
     }
-
-
-def quantize(float_model: bytes, ranges: Ranges) -> bytes:
-    """Full int8 by ai-edge-quantizer: weights, activations, inputs and outputs.
-
-    Args:
-        float_model: TFLite file; tensor names are unique.
-        ranges: Of every activation, by tensor name.
-
-    Raises:
-        KasminaError: The quantizer refuses; the message carries its reason.
-    """
-    from ai_edge_quantizer import quantizer, recipe
-
-    statistics = {
-        name: {"min": np.asarray(low, np.float32).reshape(1, 1), "max": np.asarray(high, np.float32).reshape(1, 1)}
-        for name, (low, high) in ranges.items()
-    }
-    try:
-        worker = quantizer.Quantizer(bytearray(float_model), recipe.static_wi8_ai8())
-        result = worker.quantize(statistics, enable_progress_bar=False, enable_progress_report=False)
-    except (ValueError, RuntimeError, KeyError, TypeError, NotImplementedError) as exc:
-        reason = next((line for line in str(exc).splitlines() if line.strip()), type(exc).__name__)
-        raise KasminaError(f"int8 quantization failed: {reason}") from exc
-    return bytes(result.quantized_model)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One quantized version of a network, measured on held-out data.
-
-    Attributes:
-        name: ``pinned``, ``partly pinned (...)``, ``free`` or ``free, whole range``.
-        data: The TFLite file.
-        pinned: How many of the ``inherited`` ranges it keeps.
-        inherited: How many activations the parent has a range for.
-        agreement: Share of held-out inputs whose top answer is the float network's.
-        accuracy: Share of held-out inputs answered rightly; None when their labels are unknown.
-    """
-
-    name: str
-    data: bytes
-    pinned: int
-    inherited: int
-    agreement: float
-    accuracy: float | None
-
-
-def choose(candidates: Sequence[Candidate], float_accuracy: float | None = None) -> Candidate:
-    """The version to ship. Pure.
-
-    The rule: of the versions in order of how much they pin, the first that keeps `MINIMUM_AGREEMENT` and whose accuracy
-    is within `ACCURACY_PRICE` of the float network's, or of the best version's where that is lower; where none does,
-    the one that agrees best. (A version more accurate than the float network is so by luck, and sets no mark.)
-
-    Args:
-        candidates: At least one, most pinned first.
-        float_accuracy: The float network's, on the same inputs; None when their labels are unknown.
-    """
-    if not candidates:
-        raise InputError("no quantized version to choose from")
-    best = max((c.accuracy for c in candidates if c.accuracy is not None), default=None)
-    mark = None if best is None else min(best, best if float_accuracy is None else float_accuracy) - ACCURACY_PRICE
-    for candidate in candidates:
-        close = mark is None or candidate.accuracy is None or candidate.accuracy >= mark
-        if candidate.agreement >= MINIMUM_AGREEMENT and close:
-            return candidate
-    return max(candidates, key=lambda c: c.agreement)

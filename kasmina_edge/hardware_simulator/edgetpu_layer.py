@@ -1,0 +1,125 @@
+"""The simulation layer of Coral's Edge TPU: mapping, systolic utilisation, streaming, and what stays on the host."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from kasmina_edge.contracts.profile import HardwareProfile
+from kasmina_edge.errors import InputError
+from kasmina_edge.hardware_simulator.edgetpu_map import EdgeTpuMap, map_edgetpu
+from kasmina_edge.hardware_simulator.edgetpu_timing import (
+    ARRAY,
+    COEFFICIENTS,
+    Demand,
+    computing_us,
+    from_mapping,
+    host_us,
+    network_demand,
+    op_demand,
+    streamed_bytes,
+)
+from kasmina_edge.hardware_simulator.layer import Costs, OpCost, SimulationLayer
+from kasmina_edge.hardware_simulator.workload import Workload
+
+LINK_KEY = "link_bytes_per_us"
+MOSTLY_HOST = 0.5
+"""Above this share of time on the CPU the band is unknown: it was measured on networks that run on the chip."""
+
+
+class EdgeTpuLayer(SimulationLayer):
+    """What the profile's Edge TPU would take; the formula is that of `edgetpu_timing`.
+
+    Args:
+        profile: Of kind ``edgetpu``, with `COEFFICIENTS`, ``link_bytes_per_s`` and ``parameter_sram_bytes``.
+
+    Raises:
+        InputError: Another kind, or a number is missing; the message names the key.
+    """
+
+    kind: ClassVar[str] = "edgetpu"
+
+    def __init__(self, profile: HardwareProfile) -> None:
+        super().__init__(profile)
+        if profile.parameter_sram_bytes is None:
+            raise InputError(f"profile {profile.name}: parameter_sram_bytes is missing, no estimate can be made")
+        if profile.link_bytes_per_s is None:
+            raise InputError(f"profile {profile.name}: link_bytes_per_s is missing, no estimate can be made")
+        values = {**profile.coefficients, LINK_KEY: profile.link_bytes_per_s / 1e6}
+        missing = [name for name in COEFFICIENTS if name not in values]
+        if missing:
+            raise InputError(
+                f"profile {profile.name}: coefficients.{missing[0]} is missing, no estimate can be made",
+                "Take the coefficients of profile coral-usb, or fit them with `python -m benchmarks.coral --fit`.",
+            )
+        wrong = [name for name in COEFFICIENTS if not values[name] > 0]
+        if wrong:
+            raise InputError(
+                f"profile {profile.name}: coefficients.{wrong[0]} is {values[wrong[0]]}, expected more than 0"
+            )
+        self._sram_bytes = profile.parameter_sram_bytes
+        self._macs_per_us = ARRAY * ARRAY * profile.clock_mhz
+        self._c = from_mapping(values)
+
+    def map(self, source: bytes | Workload, *, several: bool = False) -> EdgeTpuMap:
+        """Which operations run where, with this profile's memory; arguments as `map_edgetpu`."""
+        reserved = float(self._c.activation_sram_ratio)
+        return map_edgetpu(source, several=several, sram_bytes=self._sram_bytes, reserved=reserved)
+
+    def costs(self, workload: Workload, plan: EdgeTpuMap | None = None) -> Costs:
+        """Time of every operation; the sum is that of `edgetpu_timing.total_us`.
+
+        Args:
+            workload: The network.
+            plan: Its map, where it is known already.
+        """
+        plan, c = plan or self.map(workload), self._c
+        on_tpu = [entry.maps and not plan.refused for entry in plan.ops]
+        demands = [op_demand(op, on_tpu=here) for op, here in zip(workload.ops, on_tpu, strict=True)]
+        whole = network_demand(workload, on_tpu, demands)
+        to_stream = float(streamed_bytes(whole, c, self._sram_bytes))
+        work_us = float(computing_us(whole, c, self._macs_per_us))
+        stream_us = to_stream / c.link_bytes_per_us
+        hidden = c.unhidden_share
+        shown = (1.0, hidden) if work_us >= stream_us else (hidden, 1.0)
+        cached = whole.weight_bytes - to_stream
+        ops: list[OpCost] = []
+        for demand, here in zip(demands, on_tpu, strict=True):
+            if not here:
+                ops.append(OpCost(float(host_us(demand, c)), "cpu", "compute" if demand.host_macs else "memory"))
+                continue
+            kept = min(cached, demand.weight_bytes)
+            cached -= kept
+            ops.append(self._on_chip(demand, (demand.weight_bytes - kept) / c.link_bytes_per_us, shown))
+        fixed = c.fixed_us * plan.parts + whole.crossing_bytes / c.link_bytes_per_us
+        total = fixed + sum(op.latency_us for op in ops)
+        host = float(host_us(whole, c))
+        band = None if host > MOSTLY_HOST * total and whole.host_macs else self.profile.error_band
+        notes = self._notes(plan, whole, to_stream, host)
+        fastest = min((a.latency_ms for a in self.profile.anchors), default=0.0)
+        if total < 1000.0 * fastest:
+            notes += (f"faster than every anchor ({fastest:g} ms): the band was not measured there",)
+        return Costs(tuple(ops), float(fixed), band, notes)
+
+    def _on_chip(self, demand: Demand, streaming_us: float, shown: tuple[float, float]) -> OpCost:
+        """One operation: its computing and its share of the streaming, as far as either shows in the total."""
+        c, peak = self._c, self._macs_per_us
+        computing = demand.tile_macs / (peak * c.array_share) + demand.depthwise_macs / (peak * c.depthwise_share)
+        moving = demand.moved_bytes / c.moved_bytes_per_us + demand.weight_bytes / c.weight_bytes_per_us
+        calling = demand.ops * c.op_us
+        most, bound = max((computing, "compute"), (moving, "memory"), (calling, "overhead"))
+        if shown[1] * streaming_us > shown[0] * most:
+            bound = "transfer"
+        return OpCost(shown[0] * (computing + moving + calling) + shown[1] * streaming_us, "edgetpu", bound)
+
+    def _notes(self, plan: EdgeTpuMap, whole: Demand, to_stream: float, host: float) -> tuple[str, ...]:
+        notes = [plan.line()]
+        notes += [f"the compiler would refuse the file: {why}" for why in plan.refused[:1]]
+        if to_stream:
+            notes.append(
+                f"{to_stream / 1e6:.1f} of {whole.weight_bytes / 1e6:.1f} MB of parameters stream over "
+                f"{self.profile.link or 'the link'} at every inference"
+            )
+        if host:
+            left = sum(not entry.maps or bool(plan.refused) for entry in plan.ops)
+            notes.append(f"{left} ops stay on the CPU and take {host / 1000:.2f} ms; that figure is rough")
+        return tuple(notes)

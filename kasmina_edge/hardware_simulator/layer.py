@@ -1,0 +1,76 @@
+"""The interface of a simulation layer, and what every estimate carries: a figure, its band, and how it was found."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from kasmina_edge.contracts.profile import HardwareProfile
+from kasmina_edge.errors import InputError
+from kasmina_edge.hardware_simulator.workload import Workload
+
+
+@dataclass(frozen=True)
+class OpCost:
+    """What one operation costs.
+
+    Attributes:
+        latency_us: Time on the target.
+        where: The part that runs it: ``cpu``, ``edgetpu``, ``npu``, ``mcu``.
+        bound: What limits it: ``compute``, ``memory``, ``overhead`` or ``transfer``.
+    """
+
+    latency_us: float
+    where: str
+    bound: str
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a layer finds of a workload.
+
+    Attributes:
+        ops: One entry an operation, in the workload's order.
+        fixed_us: What an inference costs besides its operations: the call, a transfer that no operation owns.
+        band: Relative half-width that held 90 % of known cases; None: unknown.
+        notes: Sentences for people: what streams, what falls back to the host, what does not fit.
+        energy_uj: Where the layer knows better than power times time; None otherwise.
+    """
+
+    ops: tuple[OpCost, ...]
+    fixed_us: float
+    band: float | None
+    notes: tuple[str, ...] = ()
+    energy_uj: float | None = None
+
+    @property
+    def latency_ms(self) -> float:
+        """Of one inference."""
+        return (self.fixed_us + sum(op.latency_us for op in self.ops)) / 1000.0
+
+
+class SimulationLayer(ABC):
+    """One kind of hardware, with the numbers of one profile. Pure: equal arguments give equal results.
+
+    Args:
+        profile: Its ``kind`` is the layer's.
+
+    Raises:
+        InputError: The profile lacks a number that this layer needs; the message names the key.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, profile: HardwareProfile) -> None:
+        if profile.kind != self.kind:
+            raise InputError(f"profile {profile.name}: kind is {profile.kind}, {type(self).__name__} takes {self.kind}")
+        self.profile = profile
+
+    @abstractmethod
+    def costs(self, workload: Workload) -> Costs:
+        """Time of every operation.
+
+        Raises:
+            InputError: No estimate can be made: the profile has neither anchors nor coefficients.
+        """

@@ -1,0 +1,182 @@
+"""One model file's part of a bundle: its entry in the manifest, its parity numbers and its self-test vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kasmina_edge.bundle import Bundle
+from kasmina_edge.contracts.arrays import pack_arrays
+from kasmina_edge.contracts.manifest import FileEntry, ModelFile, ModelTensor, Parity, SelfTest, SiteTensors
+from kasmina_trainer.export import judging, onnx, parity
+from kasmina_trainer.export.judging import Judge, OutputFigures
+
+Array = npt.NDArray[Any]
+
+TFLITE_PATH, ONNX_PATH = "model.tflite", "model.onnx"
+SELFTEST_SAMPLES = 64
+_FLOAT_SLACK = 1e-5
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model's entry in the manifest, its files, and the numbers of its outputs.
+
+    Attributes:
+        entry: For the manifest.
+        files: The model and its self-test vectors, by path.
+        figures: One an output.
+    """
+
+    entry: ModelFile
+    files: Mapping[str, bytes]
+    figures: tuple[OutputFigures, ...]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What files are proven with.
+
+    Attributes:
+        held_out: Model inputs that nothing was trained or calibrated on.  # (M, ...)
+        calibration: Model inputs that set the ranges; some of them help to find the self-test's tolerance.
+        judge: Compares answers on ``held_out`` with the float network's.
+        rows: Which held-out inputs become self-test vectors.
+        parent: Its self-test inputs are taken over where the grown model takes the same numbers.
+        minimum_agreement: Least agreement that passes.
+    """
+
+    held_out: Array
+    calibration: Array
+    judge: Judge
+    rows: Array
+    parent: Bundle | None
+    minimum_agreement: float
+
+    def frames(self) -> Array:
+        """Held-out frames first, then some of the calibration's: what the self-test's tolerance is measured on."""
+        return np.concatenate([self.held_out, thinned(self.calibration, SELFTEST_SAMPLES)])
+
+
+def selftest_rows(count: int, seed: int) -> Array:
+    """Which held-out inputs become self-test vectors: 64 different ones, or all of fewer."""
+    return np.sort(np.random.default_rng(seed).permutation(count)[:SELFTEST_SAMPLES])
+
+
+def thinned(frames: Array, most: int) -> Array:
+    """At most so many frames, evenly from the whole array, so that every domain keeps its share."""
+    if len(frames) <= most:
+        return frames
+    return frames[np.linspace(0, len(frames) - 1, most).round().astype(np.intp)]
+
+
+def litert_model(
+    data: bytes,
+    inputs: tuple[ModelTensor, ...],
+    outputs: tuple[ModelTensor, ...],
+    sites: Mapping[str, SiteTensors],
+    proof: Proof,
+) -> Built:
+    """A TFLite file with its proof; the tolerance is what XNNPACK differs by from the reference kernels.
+
+    Raises:
+        KasminaError: It answers differently from the float network on too many held-out inputs.
+    """
+    answers = parity.litert_outputs(data, proof.held_out)
+    found = proof.judge.parity(answers)
+    judging.require(TFLITE_PATH, found, proof.judge.compares, proof.minimum_agreement)
+    asked = _parent_vectors(proof.parent, "litert", inputs[0])
+    quantized = parity.to_rows(proof.frames(), inputs[0])
+    asked = quantized[proof.rows] if asked is None else asked
+    everything = np.concatenate([asked, quantized])
+    fast = parity.litert_raw(data, everything)
+    slow = parity.litert_raw(data, everything, reference_kernels=True)
+    tolerance = max(_litert_tolerance(a, b) for a, b in zip(fast, slow, strict=True))
+    answered = [a[: len(asked)] for a in slow]
+    return _built(
+        TFLITE_PATH, "litert", data, (inputs, outputs), asked, answered, tolerance, found, sites,
+        proof.judge.outputs(answers),
+    )  # fmt: skip
+
+
+def onnx_model(made: onnx.OnnxExport, proof: Proof) -> Built:
+    """An ONNX file with its proof; the tolerance is what fused kernels differ by from plain ones, or one step.
+
+    Raises:
+        KasminaError: It answers differently from the float network on too many held-out inputs.
+    """
+    answers = parity.onnx_outputs(made.data, proof.held_out)
+    found = proof.judge.parity(answers)
+    judging.require(ONNX_PATH, found, proof.judge.compares, proof.minimum_agreement)
+    asked = _parent_vectors(proof.parent, "onnxruntime", made.inputs[0])
+    frames = proof.frames()
+    asked = frames[proof.rows] if asked is None else asked
+    everything = np.concatenate([asked, frames])
+    fast = parity.onnx_outputs(made.data, everything)
+    plain = parity.onnx_outputs(made.data, everything, optimize=False)
+    steps = onnx.output_steps(made.data)
+    tolerance = max(
+        max(step, float(np.abs(a - b).max())) * 1.01 if step else _float_tolerance(a, b)
+        for a, b, step in zip(plain, fast, steps, strict=True)
+    )
+    answered = [a[: len(asked)] for a in plain]
+    return _built(
+        ONNX_PATH, "onnxruntime", made.data, (made.inputs, made.outputs), asked, answered, float(tolerance), found, {},
+        proof.judge.outputs(answers),
+    )  # fmt: skip
+
+
+def _litert_tolerance(fast: Array, slow: Array) -> float:
+    if fast.dtype.kind == "f":
+        return _float_tolerance(fast, slow)
+    return float(max(1, np.abs(fast.astype(np.int32) - slow.astype(np.int32)).max()))
+
+
+def _float_tolerance(fast: Array, slow: Array) -> float:
+    """Twice what two kernel sets differ by, and never less than rounding in float32."""
+    return float(2 * np.abs(fast - slow).max() + _FLOAT_SLACK * max(1.0, np.abs(slow).max()))
+
+
+def _parent_vectors(parent: Bundle | None, engine: str, tensor: ModelTensor) -> Array | None:
+    """The parent's self-test inputs, where the grown model takes the same numbers: the update carries only answers."""
+    for model in parent.manifest.models if parent else ():
+        if parent and model.engine == engine and model.compiled_for is None and model.inputs == (tensor,):
+            path = model.selftest.file.path
+            return parent.arrays(model.selftest.file)[f"input_{tensor.name}"] if path in parent.files else None
+    return None
+
+
+def _built(
+    path: str,
+    engine: Any,
+    data: bytes,
+    border: tuple[tuple[ModelTensor, ...], tuple[ModelTensor, ...]],
+    asked: Array,
+    answered: Sequence[Array],
+    tolerance: float,
+    found: Parity,
+    sites: Mapping[str, SiteTensors],
+    figures: tuple[OutputFigures, ...],
+) -> Built:
+    inputs, outputs = border
+    vectors = pack_arrays(
+        {
+            f"input_{inputs[0].name}": asked,
+            **{f"output_{tensor.name}": rows for tensor, rows in zip(outputs, answered, strict=True)},
+        }
+    )
+    selftest_path = f"selftest.{engine}.npz"
+    entry = ModelFile(
+        file=FileEntry.of(path, data),
+        engine=engine,
+        inputs=inputs,
+        outputs=outputs,
+        selftest=SelfTest(file=FileEntry.of(selftest_path, vectors), samples=len(asked), tolerance=tolerance),
+        parity=found,
+        sites=dict(sites),
+    )
+    return Built(entry, {path: data, selftest_path: vectors}, figures)

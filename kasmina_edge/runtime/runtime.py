@@ -445,7 +445,10 @@ _PARENTS: list[object] = []
 
 def _forked() -> None:
     for runtime in list(_LIVE):
-        runtime._forked()
+        try:
+            runtime._forked()
+        except Exception:  # one that is half open must not leave the others with the parent's locks
+            log.exception("a runtime in a forked child")
 
 
 os.register_at_fork(after_in_child=_forked)

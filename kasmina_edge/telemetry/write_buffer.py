@@ -187,6 +187,9 @@ class WriteBuffer:
         self._changed, self._writing = threading.Condition(), threading.Lock()
         self._entries, self._bytes, self._taken = [], 0, (0, 0)
         self._thread, self._closing = None, False
+
+    def tell_owner(self) -> None:
+        """In the child of a fork, when no buffer has a lock of the parent's any more."""
         self._after_fork_of_owner()
 
 
@@ -194,8 +197,14 @@ _buffers: weakref.WeakSet[WriteBuffer] = weakref.WeakSet()
 
 
 def _all_after_fork() -> None:
-    for buffer in list(_buffers):
+    buffers = list(_buffers)
+    for buffer in buffers:
         buffer.after_fork()
+    for buffer in buffers:
+        try:
+            buffer.tell_owner()
+        except Exception:  # one that was never opened must not leave the others with the parent's files
+            log.exception("outbox: a fault in Kasmina, in a forked child")
 
 
 def _all_at_exit() -> None:

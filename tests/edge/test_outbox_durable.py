@@ -25,7 +25,7 @@ from kasmina_edge.errors import StorageError
 from kasmina_edge.safety.vault import Sealer, open_vault
 from kasmina_edge.storage import use_disk
 from kasmina_edge.telemetry.outbox import Outbox
-from kasmina_edge.telemetry.write_buffer import FULL_ENTRIES
+from kasmina_edge.telemetry.write_buffer import FULL_ENTRIES, WriteBuffer
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests/golden"
@@ -155,6 +155,38 @@ def test_a_forked_child_writes_its_own_and_not_its_parents(tmp_path: Path) -> No
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     outbox.append("stats", b"parent 2")
     assert sorted(e.payload for e in outbox.peek()) == [b"child 1", b"child 2", b"parent 1", b"parent 2"]
+    outbox.close()
+
+
+def test_an_outbox_that_could_not_be_made_does_not_spoil_the_others_in_a_forked_child(tmp_path: Path) -> None:
+    def fault() -> None:
+        raise AttributeError("half made")
+
+    spoilt = [WriteBuffer(lambda pending: None, flush_s=60.0, after_fork=fault) for _ in range(8)]
+    outbox = Outbox(tmp_path / "o.db", flush_s=60.0)
+    outbox.append("stats", b"parent", durable=False)
+    later = [WriteBuffer(lambda pending: None, flush_s=60.0, after_fork=fault) for _ in range(8)]
+    held, forked = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with outbox._buffer._changed:
+            held.set()
+            forked.wait(60.0)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(60.0)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(10)
+        try:
+            outbox.append("stats", b"child")
+            os._exit(0)
+        finally:
+            os._exit(1)
+    forked.set()
+    holder.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0 and len(spoilt + later) == 16
     outbox.close()
 
 

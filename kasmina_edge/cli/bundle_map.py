@@ -46,7 +46,7 @@ def map_command(
         raise InputError(
             f"profile {target.name}: its kind is {target.kind}, expected edgetpu", "Name one with an Edge TPU: coral."
         )
-    data = _model_bytes(path)
+    data = model_bytes(path)
     layer = EdgeTpuLayer(target)
     plan = layer.map(data, several=several)
     estimate = None if plan.compiled else layer.costs(read_workload(data, path.stem), plan)
@@ -103,7 +103,13 @@ def coral_line(bundle: Bundle, profile: HardwareProfile) -> tuple[str, dict[str,
     return f"{plan.line()}, estimated {_duration(estimate.latency_ms, estimate.band)}{beyond}{refused}", value
 
 
-def _model_bytes(path: Path) -> bytes:
+def model_bytes(path: Path) -> bytes:
+    """A model file's bytes, or those of a bundle's plain TFLite file.
+
+    Raises:
+        InputError: It cannot be read.
+        BundleError: A bundle that is damaged, or holds no such file.
+    """
     if path.suffix == SUFFIX:
         return _plain_model(read_file(path))
     try:

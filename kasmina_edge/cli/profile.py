@@ -9,6 +9,7 @@ import typer
 from rich.console import Group, RenderableType
 
 from kasmina_edge.cli import profile_calibrate
+from kasmina_edge.cli.bundle_map import model_bytes
 from kasmina_edge.cli.output import emit, grid, kilobytes, plain, rows_table
 from kasmina_edge.contracts.profile import HardwareProfile, find_profiles, load_profile, read_profile
 from kasmina_edge.errors import InputError, KasminaError
@@ -48,7 +49,8 @@ def list_command(profiles: FolderOption = None, data: DataOption = DEFAULT_DATA,
 def show_command(
     name: Annotated[str, typer.Argument(help="Name, alias, or a .toml file.")],
     model: Annotated[
-        Path | None, typer.Option("--model", metavar="FILE", help="A .tflite or .onnx file: what it costs there.")
+        Path | None,
+        typer.Option("--model", metavar="FILE", help="A bundle, .tflite or .onnx: what it costs there."),
     ] = None,
     profiles: FolderOption = None,
     data: DataOption = DEFAULT_DATA,
@@ -190,11 +192,7 @@ def _estimate(profile: HardwareProfile, path: Path) -> tuple[dict[str, Any], Ren
     """What a model file costs there."""
     from kasmina_edge.hardware_simulator import HardwareContext, read_workload
 
-    try:
-        content = path.read_bytes()
-    except OSError as exc:
-        raise InputError(f"{path}: cannot be read ({exc.strerror})", "Name a .tflite or .onnx file.") from exc
-    workload = read_workload(content, path.name)
+    workload = read_workload(model_bytes(path), path.name)
     found = HardwareContext(profile).estimate(workload)
     energy = "unknown" if found.energy_uj is None else f"{found.energy_uj:.3g} uJ"
     rows = [

@@ -88,6 +88,12 @@ def export_file(
     source = load_source(model, input_shape=_shape(input_shape))
     moved = layout == "channels-last"
     x, y = read_frames(calibration, source.input_shape, channels_last=moved)
+    wrong = np.unique(np.argwhere(~np.isfinite(x))[:, 0])
+    if len(wrong):  # said before frames are set aside: the number is that of the file
+        raise InputError(
+            f"{calibration}: frame {wrong[0]} and {len(wrong) - 1} others hold values that are not finite",
+            "Leave these frames out, or mend what recorded them.",
+        )
     if held_out is not None:
         frames, truth = read_frames(held_out, source.input_shape, channels_last=moved)
         told = f"{len(x)} frames for calibration, {len(frames)} held out"

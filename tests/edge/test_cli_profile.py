@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds.bundles import model_bytes
+from worlds.bundles import make_bundle, model_bytes
 
+from kasmina_edge.bundle import pack
 from kasmina_edge.cli.output import run_app
 from kasmina_edge.cli.profile import app
 
@@ -78,6 +79,13 @@ def test_what_a_model_costs_there(capsys: pytest.CaptureFixture[str], tmp_path: 
     code, out = call(capsys, "show", "stm32u575", "--model", model)
     assert code == 0 and "± 14 %" in out and "slowest" in out and "flash" in out
     assert "band unknown" in call(capsys, "show", "tpu-like", "--model", model)[1]
+    bundle = make_bundle()
+    whole = tmp_path / "net.kasmina"
+    whole.write_bytes(pack(bundle))
+    inside = tmp_path / "net.tflite"
+    inside.write_bytes(bundle.files["model.tflite"])
+    seen = [value(capsys, "show", "stm32u575", "--model", path)[1] for path in (whole, inside)]
+    assert seen[0]["latency_ms"] == seen[1]["latency_ms"] > 0
     code, out = call(capsys, "show", "stm32u575", "--model", tmp_path / "none.tflite")
     assert code == 2 and "cannot be read" in out
 

@@ -105,7 +105,7 @@ def test_an_onnx_with_two_heads(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["--calibration", "FRAMES", "--captured", "x.npz"], "belong to a checkpoint", ""),
         (["--calibration", "FEW"], "12 frames, at least 16", "some hundred frames"),
         (["--calibration", "OTHER"], "expected (N, 16, 16, 1) or (N, 1, 16, 16)", ""),
-        (["--calibration", "NAN"], "values are not finite", ""),
+        (["--calibration", "NAN"], "frame 0 and 39 others hold values that are not finite", "Leave these frames out"),
         (["--calibration", "FRAMES", "--held-out", "SCALED"], "held-out frames from", "Scale both"),
         (["--calibration", "WHOLE"], "x is uint8, floats are expected", "float32"),
     ],

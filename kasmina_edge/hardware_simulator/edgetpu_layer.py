@@ -19,9 +19,10 @@ from kasmina_edge.hardware_simulator.edgetpu_timing import (
     streamed_bytes,
 )
 from kasmina_edge.hardware_simulator.layer import Costs, OpCost, SimulationLayer
-from kasmina_edge.hardware_simulator.workload import Workload
+from kasmina_edge.hardware_simulator.workload import OpWork, Workload
 
 LINK_KEY = "link_bytes_per_us"
+MOST_KNOWN = 1 << 16
 MOSTLY_HOST = 0.5
 """Above this share of time on the CPU the band is unknown: it was measured on networks that run on the chip."""
 
@@ -59,6 +60,7 @@ class EdgeTpuLayer(SimulationLayer):
         self._sram_bytes = profile.parameter_sram_bytes
         self._macs_per_us = ARRAY * ARRAY * profile.clock_mhz
         self._c = from_mapping(values)
+        self._known: dict[OpWork, OpCost] = {}
 
     def map(self, source: bytes | Workload, *, several: bool = False) -> EdgeTpuMap:
         """Which operations run where, with this profile's memory; arguments as `map_edgetpu`."""
@@ -83,7 +85,10 @@ class EdgeTpuLayer(SimulationLayer):
         shown = (1.0, hidden) if work_us >= stream_us else (hidden, 1.0)
         cached = whole.weight_bytes - to_stream
         ops: list[OpCost] = []
-        for demand, here in zip(demands, on_tpu, strict=True):
+        for op, demand, here in zip(workload.ops, demands, on_tpu, strict=True):
+            if here and not to_stream:
+                ops.append(self._kept(op, demand))
+                continue
             if not here:
                 ops.append(OpCost(float(host_us(demand, c)), "cpu", "compute" if demand.host_macs else "memory"))
                 continue
@@ -99,6 +104,15 @@ class EdgeTpuLayer(SimulationLayer):
         if total < 1000.0 * fastest:
             notes += (f"faster than every anchor ({fastest:g} ms): the band was not measured there",)
         return Costs(tuple(ops), float(fixed), band, notes)
+
+    def _kept(self, op: OpWork, demand: Demand) -> OpCost:
+        """Where nothing streams, an operation costs the same in every network."""
+        known = self._known.get(op)
+        if known is None:
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+            known = self._known[op] = self._on_chip(demand, 0.0, (1.0, 1.0))
+        return known
 
     def _on_chip(self, demand: Demand, streaming_us: float, shown: tuple[float, float]) -> OpCost:
         """One operation: its computing and its share of the streaming, as far as either shows in the total."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import ClassVar
 
-from kasmina_edge.contracts.profile import Anchor, HardwareProfile
+from kasmina_edge.contracts.profile import HardwareProfile
 from kasmina_edge.errors import InputError
+from kasmina_edge.hardware_simulator.anchoring import known_anchors
 from kasmina_edge.hardware_simulator.cpu_kernels import (
     CALL,
     FED_BYTE,
@@ -150,7 +150,7 @@ def _calibrated(profile: HardwareProfile, kind: str) -> CpuModel | None:
 
 
 def _anchored(profile: HardwareProfile) -> dict[str, CpuModel]:
-    known = [(anchor, workload) for anchor in profile.anchors if (workload := _network(anchor)) is not None]
+    known = known_anchors(profile)
     if not known:
         why = "no anchors" if not profile.anchors else f"no anchor whose network is known ({_names(profile)})"
         raise InputError(
@@ -223,27 +223,3 @@ def _total_ns(workload: Workload, model: CpuModel) -> float:
 
 def _names(profile: HardwareProfile) -> str:
     return ", ".join(anchor.network for anchor in profile.anchors)
-
-
-def _network(anchor: Anchor) -> Workload | None:
-    """The anchor's network, with the type of number that its name ends in."""
-    from kasmina_edge.hardware_simulator.networks import table
-
-    name, kind = anchor.network, ""
-    for each in FAMILIES:
-        if name.endswith(f"-{each}"):
-            name, kind = name.removesuffix(f"-{each}"), each
-    for spelled in (anchor.network, name):
-        try:
-            return _as(table(spelled), kind)
-        except InputError:
-            continue
-    return None
-
-
-@lru_cache(maxsize=64)
-def _as(workload: Workload, kind: str) -> Workload:
-    if not kind:
-        return workload
-    ops = tuple(replace(op, dtype=kind, weights_dtype=kind if op.weights else "") for op in workload.ops)
-    return replace(workload, ops=ops)

@@ -13,10 +13,14 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from kasmina_edge.telemetry.hardware import small_text
+
 MAX_BYTES = 256
+_text = partial(small_text, most=MAX_BYTES)
 MAX_FOLDERS = 64
 _MOST_DIGITS = 20  # of a 64-bit counter
 _NOT_THE_BOARD = ("bat", "ac", "ucsi", "amdgpu", "i915", "xe", "nouveau", "radeon", "nvme", "hidpp", "corsair")
@@ -206,20 +210,6 @@ def _problem(path: Path) -> int:
     finally:
         os.close(handle)
     return 0
-
-
-def _text(path: Path) -> str:
-    """A small file's text; empty where it cannot be read at once."""
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return ""
-    try:
-        return os.read(handle, MAX_BYTES).decode("ascii", "replace").strip()
-    except OSError:
-        return ""
-    finally:
-        os.close(handle)
 
 
 def _whole(path: Path) -> int | None:

@@ -79,7 +79,7 @@ class HardwareReader:
 
     def _throttled_word(self) -> int | None:
         for path in _some(self._sys / "devices" / "platform", "soc*/*firmware/get_throttled"):
-            text = _text(path)
+            text = small_text(path)
             try:
                 return int(text, 16) if text else None
             except ValueError:
@@ -90,7 +90,7 @@ class HardwareReader:
         """Now: by the firmware's word, by a processor's cooling device, or by a count of trips that rose."""
         told = [] if word is None else [bool(word & _HELD_DOWN)]
         for device in _some(self._sys / "class" / "thermal", "cooling_device*"):
-            if any(name in _text(device / "type").lower() for name in _COOLING):
+            if any(name in small_text(device / "type").lower() for name in _COOLING):
                 state = _number(device / "cur_state")
                 told += [] if state is None else [state > 0]
         counts = [
@@ -107,7 +107,7 @@ class HardwareReader:
         if word is not None:
             return bool(word & _UNDER_VOLTAGE)
         for monitor in _some(self._sys / "class" / "hwmon", "hwmon*"):
-            if _text(monitor / "name") == "rpi_volt":
+            if small_text(monitor / "name") == "rpi_volt":
                 alarm = _number(monitor / "in0_lcrit_alarm")
                 return None if alarm is None else alarm > 0
         return None
@@ -138,14 +138,14 @@ def _hottest(folder: Path, pattern: str) -> float | None:
     return max(found) if found else None
 
 
-def _text(path: Path) -> str:
-    """A small file's text; empty where it cannot be read at once."""
+def small_text(path: Path, most: int = MAX_BYTES) -> str:
+    """The text of a small file of the system, ``most`` bytes of it; empty where it cannot be read at once."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return ""
     try:
-        return os.read(handle, MAX_BYTES).decode("ascii", "replace").strip()
+        return os.read(handle, most).decode("ascii", "replace").strip()
     except OSError:
         return ""
     finally:
@@ -153,7 +153,7 @@ def _text(path: Path) -> str:
 
 
 def _number(path: Path) -> int | None:
-    text = _text(path)
+    text = small_text(path)
     try:
         return int(text) if len(text) <= _MOST_DIGITS else None
     except ValueError:
@@ -163,7 +163,7 @@ def _number(path: Path) -> int | None:
 def _table(path: Path) -> dict[str, int]:
     """``Name:  123 kB`` lines of procfs, in bytes."""
     found = {}
-    for line in _text(path).splitlines():
+    for line in small_text(path).splitlines():
         name, _, rest = line.partition(":")
         words = rest.split()
         if len(words) == 2 and words[1] == "kB" and words[0].isdigit() and len(words[0]) < _MOST_DIGITS - 3:

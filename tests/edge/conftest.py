@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from worlds.bundles import make_bundle
+from worlds.bundles import make_bundle, make_profile
 
 from kasmina_edge.bundle import Bundle
+from kasmina_edge.runtime import Runtime
 from kasmina_edge.slots import SlotStore
 
 
@@ -31,3 +32,17 @@ def deploy(tmp_path: Path) -> Callable[..., SlotStore]:
         return store
 
     return run
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Where `deploy` commits to."""
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def runtime(host: Bundle, deploy: Callable[..., SlotStore], data: Path) -> Iterator[Runtime]:
+    """The host in service, without telemetry."""
+    deploy(host)
+    with Runtime.open(data, profile=make_profile(), telemetry=None) as opened:
+        yield opened

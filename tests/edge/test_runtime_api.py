@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,18 +29,6 @@ from kasmina_edge.storage import hold_lock
 PROFILE = make_profile()
 WAIT_S = 20.0
 Deploy = Callable[..., SlotStore]
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def runtime(host: Bundle, deploy: Deploy, data: Path) -> Iterator[Runtime]:
-    deploy(host)
-    with Runtime.open(data, profile=PROFILE, telemetry=None) as opened:
-        yield opened
 
 
 def quantized(bundle: Bundle, x: np.ndarray) -> np.ndarray:

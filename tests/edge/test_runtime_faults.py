@@ -34,18 +34,6 @@ Deploy = Callable[..., SlotStore]
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def runtime(host: Bundle, deploy: Deploy, data: Path) -> Iterator[Runtime]:
-    deploy(host)
-    with Runtime.open(data, profile=PROFILE, telemetry=None) as opened:
-        yield opened
-
-
-@pytest.fixture
 def newer() -> Bundle:
     return make_bundle(version="1.1.0", release=2, seed=1)
 

@@ -16,9 +16,10 @@ from kasmina_edge.slots import SlotStore
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILE = "x86-cpu"
-NAMES = ("digits", "other", "wide")
-"""``other`` is the digits host from another seed; ``wide`` the untrained host on frames of 144x144, over 1 ms."""
-_WIDE = 9
+_WIDER = {"wide": 9, "wider": 18}
+NAMES = ("digits", "other", *_WIDER)
+"""``other`` is the digits host from another seed; ``wide`` the untrained host on frames of 144x144, just over 1 ms;
+``wider`` on 288x288, some 5 ms."""
 Frames = list[npt.NDArray[Any]]
 
 
@@ -33,7 +34,7 @@ def bundle_path(name: str) -> Path:
 
 
 def frames_of(bundle: Bundle, count: int = 64) -> Frames:
-    """``count`` frames of the bundle's reference probes or, for ``wide``, of its self-test, in the app's units."""
+    """``count`` frames of the bundle's reference probes or, for the wide ones, of its self-test, in the app's units."""
     from kasmina_edge.engines.tensors import from_model
 
     if bundle.manifest.probes is not None:
@@ -76,11 +77,12 @@ def _make(name: str) -> Bundle:
     parts = split_digits(0)
     labels = [str(i) for i in range(10)]
     probes = to_nhwc(parts.probes.x), parts.probes.y
-    if name == "wide":
-        fine = [np.kron(to_nhwc(x[:24]), np.ones((1, _WIDE, _WIDE, 1))) for x in (parts.host.x, parts.probes.x)]
+    if name in _WIDER:
+        cell = np.ones((1, _WIDER[name], _WIDER[name], 1))
+        fine = [np.kron(to_nhwc(x[:24]), cell) for x in (parts.host.x, parts.probes.x)]
         clean, held = (x.astype(np.float32) for x in fine)
         return export_bundle(
-            build_host().eval(), "wide", version="1.0.0", profile=PROFILE, calibration=clean,
+            build_host().eval(), name, version="1.0.0", profile=PROFILE, calibration=clean,
             held_out=(held, probes[1][:24]), labels=labels, domains={"clean": clean}, minimum_agreement=0.0,
         )  # fmt: skip
     clean = to_nhwc(parts.host.x)[:300]

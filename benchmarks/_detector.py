@@ -34,7 +34,7 @@ Array = npt.NDArray[Any]
 
 
 def scenes(quick: bool) -> tuple[Scenes, Scenes]:
-    """Scenes to learn from, and scenes by other hands."""
+    """Scenes to learn from, and scenes of other images of digits."""
     return composed_scenes.split_scenes(TRAIN_SCENES // (4 if quick else 1), TEST_SCENES // (2 if quick else 1), seed=0)
 
 

@@ -65,7 +65,7 @@ def rows(*, quick: bool = False) -> list[dict[str, Any]]:
         lost[engine] = 100 * (own - after[engine])
         intervals[engine] = tuple(100 * v for v in loss_interval(before, again, seed=0))
     how = (
-        f"{len(test)} held-out scenes of digits by hands that trained nothing, {network_size(network)} parameters, "
+        f"{len(test)} held-out scenes of images of digits that trained nothing, {network_size(network)} parameters, "
         f"int8 LiteRT file in the runtime, decoded and suppressed by the manifest's post-processing; float torch "
         f"{100 * own:.1f}, int8 {100 * after['litert']:.1f} mAP@0.5; 95 % of 1000 paired bootstraps over scenes: "
         f"{intervals['litert'][0]:.2f} to {intervals['litert'][1]:.2f}"

@@ -10,7 +10,7 @@ import typer
 
 from kasmina_edge.bundle import read_file
 from kasmina_edge.cli import bundle_create, bundle_map
-from kasmina_edge.cli.output import emit, kilobytes, rows_table
+from kasmina_edge.cli.output import emit, rows_table, size_text
 from kasmina_edge.contracts.canonical import short_digest
 from kasmina_edge.updates.trust import TrustStore, verify_bundle
 
@@ -50,7 +50,7 @@ def show(path: Annotated[Path, typer.Argument(help="A .kasmina file.")], as_json
             else f"{_COMPARED[manifest.head]} {100 * parity.top1_agreement:.1f} % of {parity.samples}"
         )
         state = ", keeps state" if model.stateful else ""
-        rows.append((model.file.path, f"{kilobytes(model.file.size_bytes)}, {model.engine}, {proof}{state}"))
+        rows.append((model.file.path, f"{size_text(model.file.size_bytes)}, {model.engine}, {proof}{state}"))
     if manifest.acceptance is not None:
         a = manifest.acceptance
         rows.append(

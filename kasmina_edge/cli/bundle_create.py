@@ -15,7 +15,7 @@ import numpy as np
 import typer
 
 from kasmina_edge.bundle import pack, read_file
-from kasmina_edge.cli.output import emit, grid, kilobytes, rows_table
+from kasmina_edge.cli.output import emit, grid, rows_table, size_text
 from kasmina_edge.contracts.canonical import short_digest
 from kasmina_edge.contracts.manifest import MAX_FILE_BYTES, BundleManifest, ModelTensor, Preprocessing
 from kasmina_edge.contracts.profile import load_profile
@@ -101,7 +101,7 @@ def create(
     rows = [
         (
             "bundle",
-            f"{manifest.id}, {kilobytes(len(data))}, content {short_digest(manifest.content_digest())}, desk key",
+            f"{manifest.id}, {size_text(len(data))}, content {short_digest(manifest.content_digest())}, desk key",
         ),
         *(("input", _say(t)) for t in entry.app_inputs),
         *(("output", _say(t)) for t in entry.app_outputs),
@@ -154,7 +154,7 @@ def differences(before: BundleManifest, after: BundleManifest) -> list[tuple[str
 def _flat(value: Any, name: str = "") -> dict[str, str]:
     if isinstance(value, dict):
         if {"path", "sha256", "size_bytes"} <= value.keys():
-            text = f"{value['path']}, {kilobytes(value['size_bytes'])}, {short_digest(value['sha256'])}"
+            text = f"{value['path']}, {size_text(value['size_bytes'])}, {short_digest(value['sha256'])}"
             return {name: text}
         return {k: v for key, part in value.items() for k, v in _flat(part, f"{name}.{key}".lstrip(".")).items()}
     if isinstance(value, list) and any(isinstance(part, dict) for part in value):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kasmina_edge.bundle import SUFFIX, Bundle, read_file
-from kasmina_edge.cli.output import emit, grid, kilobytes, rows_table
+from kasmina_edge.cli.output import emit, grid, rows_table, size_text
 from kasmina_edge.contracts.profile import HardwareProfile, load_profile
 from kasmina_edge.errors import BundleError, InputError, KasminaError
 
@@ -162,9 +162,10 @@ def _lines(
     apart: tuple[str, ...],
 ) -> list[tuple[str, str]]:
     rows = [(on_name(profile), f"{plan.line()} in {plan.parts} part{'s' if plan.parts != 1 else ''}")]
+    rows += [("because", why) for why in _causes(plan)]
     rows += [("refused", why) for why in plan.refused]
     rows.append(
-        ("parameters", f"{kilobytes(plan.on_chip_bytes)} on the chip, {kilobytes(plan.streamed_bytes)} streamed")
+        ("parameters", f"{size_text(plan.on_chip_bytes)} on the chip, {size_text(plan.streamed_bytes)} streamed")
     )
     if estimate is not None:
         rows.append(("estimated", _duration(estimate.latency_ms, estimate.band)))
@@ -173,6 +174,20 @@ def _lines(
         rows.append(("compiler", report.line()))
         rows += [("", f"differs: {sentence}") for sentence in apart]
     return rows
+
+
+def _causes(plan: EdgeTpuMap) -> list[str]:
+    """The first operation that does not map, then how many go with it; then what is not certain."""
+    said = []
+    if plan.roots and not plan.compiled:
+        first = plan.roots[0]
+        said.append(f"{first.op.place or first.op.kind}: {first.why}")
+        more, kinds = len(plan.roots) - 1, plan.followers
+        rest = [f"{more} more of their own"] * bool(more) + [f"{kinds} that depend on what stays"] * bool(kinds)
+        said += [f"and on the CPU {', '.join(rest)}"] * bool(rest)
+    doubts = [e for e in plan.ops if e.maps and e.why]
+    said += [f"not certain, {doubts[0].op.place or doubts[0].op.kind}: {doubts[0].why}"] * bool(doubts)
+    return said
 
 
 def on_name(profile: HardwareProfile) -> str:

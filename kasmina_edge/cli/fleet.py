@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from kasmina_edge.bundle import read_file
-from kasmina_edge.cli.output import console, emit, grid, kilobytes, plain, rows_table
+from kasmina_edge.cli.output import console, emit, grid, plain, rows_table, size_text
 from kasmina_edge.contracts.canonical import short_digest
 from kasmina_edge.contracts.change_plan import CaptureSampling, ChangePlan
 from kasmina_edge.contracts.manifest import BundleManifest
@@ -172,7 +172,7 @@ def _plan_rows(plan: ChangePlan) -> list[tuple[str, str]]:
     kept = "none"
     if capture is not None:
         days = f", {capture.max_days:g} days" if capture.max_days else ""
-        kept = f"{capture.max_frames} frames, {kilobytes(capture.max_bytes)}{days}"
+        kept = f"{capture.max_frames} frames, {size_text(capture.max_bytes)}{days}"
         kept += ", picked by devices too" if capture.sampling else ", only what apps offer"
     kinds = ", ".join(f"{name} v{'/'.join(map(str, versions))}" for name, versions in sorted(plan.blueprints.items()))
     return [
@@ -240,7 +240,7 @@ def _show_published(published: Published, to: list[str], *, as_json: bool) -> No
     manifest = published.manifest
     deltas = (
         "; ".join(
-            f"{path} {kilobytes(size)} (from {parent})"
+            f"{path} {size_text(size)} (from {parent})"
             for path, sizes in sorted(published.deltas.items())
             for parent, size in sizes.items()
         )

@@ -139,12 +139,17 @@ def _write_error(kind: str, message: str, next_step: str, exit_code: int) -> Non
     sys.stdout.write(json.dumps(body, sort_keys=True) + "\n")
 
 
-def kilobytes(size: int) -> str:
-    """``88 kB`` or ``940 B``: decimal units.
+def size_text(size: int) -> str:
+    """``940 B``, ``88 kB``, ``3.6 MB`` or ``1.1 GB``: decimal units, the largest that leaves a number from 1 on.
 
-    >>> kilobytes(88256), kilobytes(5600), kilobytes(940)
-    ('88 kB', '5.6 kB', '940 B')
+    >>> [size_text(size) for size in (940, 5600, 88256, 999_950, 3_640_000, 1_073_741_824)]
+    ['940 B', '5.6 kB', '88 kB', '1.0 MB', '3.6 MB', '1.1 GB']
     """
     if size < 1000:
         return f"{size} B"
-    return f"{size / 1000:.1f} kB" if size < 10_000 else f"{size / 1000:.0f} kB"
+    shown, unit = size / 1000.0, "kB"
+    for larger in ("MB", "GB", "TB"):
+        if shown < 999.5:
+            break
+        shown, unit = shown / 1000.0, larger
+    return f"{shown:.1f} {unit}" if shown < 9.95 else f"{shown:.0f} {unit}"

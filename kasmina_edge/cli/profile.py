@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 
 from kasmina_edge.cli import profile_calibrate
 from kasmina_edge.cli.bundle_map import model_bytes
-from kasmina_edge.cli.output import emit, grid, kilobytes, plain, rows_table
+from kasmina_edge.cli.output import emit, grid, plain, rows_table, size_text
 from kasmina_edge.contracts.profile import HardwareProfile, find_profiles, load_profile, read_profile
 from kasmina_edge.errors import InputError, KasminaError
 
@@ -200,7 +200,7 @@ def _estimate(profile: HardwareProfile, path: Path) -> tuple[dict[str, Any], Ren
         ("profile", f"{profile.name}: {profile.chip}, {profile.runtime} {profile.runtime_version}"),
         ("latency", f"{found.latency_ms:.3g} ms, {_spoken(found.band)}"),
         ("energy", f"{energy} ({found.energy_how})"),
-        *((f.memory, f"{kilobytes(f.needed_bytes)} of {kilobytes(f.there_bytes)}{'' if f.ok else ': does not fit'}")
+        *((f.memory, f"{size_text(f.needed_bytes)} of {size_text(f.there_bytes)}{'' if f.ok else ': does not fit'}")
           for f in found.memory),
         *(("note", note) for note in found.notes),
     ]  # fmt: skip

@@ -37,6 +37,8 @@ def calibrate(
         )
     if out is not None and out.exists() and not force:
         raise InputError(f"{out}: is there already", "Name another file, or add --force.")
+    if out is not None and not out.parent.is_dir():
+        raise InputError(f"{out}: there is no folder {out.parent}", "Make it, or name a file in another one.")
     given = load_profile(base) if base is not None else None
     progress = console(stderr=True)
     with progress.status("loading") as status:

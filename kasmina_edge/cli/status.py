@@ -11,9 +11,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import RenderableType
 
-from kasmina_edge.cli.output import console, emit, grid, kilobytes, rows_table
+from kasmina_edge.cli.output import console, emit, grid, rows_table, size_text
 from kasmina_edge.contracts.canonical import short_digest
 from kasmina_edge.contracts.manifest import BundleManifest
+from kasmina_edge.contracts.profile import load_profile
+from kasmina_edge.engines import engine_types
 from kasmina_edge.errors import InputError, KasminaError, LinkError, LockedError
 from kasmina_edge.service.health_socket import SOCKET_NAME, ask
 from kasmina_edge.settings import Settings
@@ -49,6 +51,8 @@ def status(
     if not (data / "slots").is_dir():
         raise InputError(f"{data}: nothing is deployed here", "Deploy a bundle with `kasmina-edge deploy`.")
     value, rows = _folder(data)
+    value["engine"], row = _engine(Settings.read(data))
+    rows.append(row)
     value["agent"] = answer
     rows += agent_rows(answer) if answer is not None else [("agent", _why_silent(data))]
     emit(value, as_json=as_json, table=rows_table(rows))
@@ -172,6 +176,19 @@ def _folder(data: Path) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     return value, rows
 
 
+def _engine(settings: Settings) -> tuple[dict[str, Any], tuple[str, str]]:
+    """Which engines are tried, in order, and whether the one that is taken only predicts its time."""
+    try:
+        target = load_profile(settings["device.profile"]).chosen(engine=settings["device.engine"])
+    except KasminaError as exc:
+        return {"names": [], "simulated": False}, ("engine", f"unknown: {exc.message}")
+    kinds, names = engine_types(), target.engines
+    simulated = names[0] in kinds and kinds[names[0]].simulated
+    said = " then ".join(names)
+    said += f", simulated: times are predicted for {target.name}, not measured" if simulated else ""
+    return {"names": list(names), "simulated": simulated}, ("engine", f"{said} (profile {target.name})")
+
+
 def _health(data: Path, answer: dict[str, Any] | None, *, as_json: bool) -> None:
     """For a container's or a supervisor's health check."""
     if answer is None:
@@ -228,9 +245,7 @@ def _dash(value: object) -> str:
 
 
 def _bytes(value: object) -> str:
-    if not isinstance(value, int):
-        return "-"
-    return f"{value / 1e6:.1f} MB" if value >= 1_000_000 else kilobytes(value)
+    return size_text(value) if isinstance(value, int) else "-"
 
 
 def _span(seconds: object) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Literal
 
 from kasmina_edge.hardware_simulator.scratch import TAKE_SCRATCH, scratch_sizes
@@ -19,7 +20,8 @@ Planner = Literal["litert", "litert-plain", "tflm"]
 """LiteRT with its reference kernels; with its own, which unroll convolutions into scratch memory; TFLM."""
 PLANNERS: dict[str, int] = {"litert": 64, "litert-plain": 64, "tflm": 16}
 _MOVES_NOTHING = ("reshape", "squeeze", "expand_dims", "bitcast")
-_WRITES_OVER = ("add", "sub", "mul", "div", "softmax")
+_MAY_SHARE = frozenset((*_MOVES_NOTHING, "add", "sub", "mul", "div", "softmax"))
+"""Kinds whose output may be written where an input lies."""
 _SCALAR_BYTES = 4
 _NEVER = 1 << 62
 _LONG = 16  # operations, from which on a life counts as long
@@ -99,7 +101,9 @@ def _packed(workload: Workload, alignment: int, planner: Planner) -> list[_Block
     scratch = [
         (size, i, i, len(workload.tensors) + i)
         for i, op in enumerate(workload.ops)
-        for size in (scratch_sizes(op, planner) if op.kind in TAKE_SCRATCH or op.weights_dtype == "int4" else ())
+        if op.kind in TAKE_SCRATCH or op.weights_dtype == "int4"
+        for size in scratch_sizes(op, planner)
+        if size
     ]
     if planner == "tflm":
         return _first_fit(wanted + scratch, alignment, len(workload.ops))
@@ -125,18 +129,18 @@ def _shared(workload: Workload) -> dict[int, int]:
     """Of outputs that are written where an input lies: which tensor's place it is."""
     ops, tensors = workload.ops, workload.tensors
     end = len(ops)
+    reads: dict[int, list[int]] = {i: [] for i, op in enumerate(ops) if op.kind in _MAY_SHARE}
+    if not reads:
+        return {}
     root: dict[int, int] = {}
-    reads: list[list[int]] = [[] for _ in ops]
     for i, t in enumerate(tensors):
-        for op in t.readers:
-            reads[op].append(i)
+        for reader in t.readers:
+            if reader in reads:
+                reads[reader].append(i)
     for i, t in enumerate(tensors):
-        if not 0 <= t.first < end or t.last >= end or t.kept:
+        if t.first not in reads or t.last >= end or t.kept:
             continue
-        kind = ops[t.first].kind
-        moves_nothing = kind in _MOVES_NOTHING
-        if not moves_nothing and kind not in _WRITES_OVER:
-            continue
+        moves_nothing = ops[t.first].kind in _MOVES_NOTHING
         for j in reads[t.first]:
             source = tensors[j]
             if source.first < 0 or source.kept or source.size_bytes != t.size_bytes:
@@ -158,37 +162,42 @@ def _references(tensor: TensorWork, end: int) -> int:
 
 def _best_fit(wanted: Sequence[_Wanted], alignment: int, end: int) -> list[_Block]:
     """``SimpleMemoryArena::Allocate`` in ``ArenaPlanner``'s order: what lives throughout first, then by size."""
-    order = sorted(wanted, key=lambda w: (0, w[3], 0) if w[1] <= 0 and w[2] == _NEVER else (1, -w[0], w[1]))
+    throughout = [w for w in wanted if w[1] <= 0 and w[2] == _NEVER]
+    others = sorted([w for w in wanted if w[1] > 0 or w[2] != _NEVER], key=itemgetter(1))
+    others.sort(key=itemgetter(0), reverse=True)
     placed, alive = [], _Alive(end)
-    for size, first, last, index in order:
+    for size, first, last, index in (*sorted(throughout, key=itemgetter(3)), *others):
         best, fit, top = -1, _NEVER, 0
-        for at, after in alive.during(first, min(last, end)):
-            start = -(-top // alignment) * alignment
-            if start + size <= at and at - start < fit:
-                best, fit = start, at - top
+        until = last if last < end else end
+        for at, after in alive.during(first, until):
+            if at >= top:
+                start = -(-top // alignment) * alignment
+                if size <= at - start < fit:
+                    best, fit = start, at - top
+                    if not fit:
+                        break
             if after > top:
                 top = after
-            if not fit:
-                break
         if best < 0:
             best = -(-top // alignment) * alignment
-        alive.add(first, min(last, end), best, best + size)
+        alive.add(first, until, best, best + size)
         placed.append((best, size, first, last, index))
     return placed
 
 
 def _first_fit(wanted: Sequence[_Wanted], alignment: int, end: int) -> list[_Block]:
     """``GreedyMemoryPlanner``: sizes rounded up, the largest first (of equal ones the last), into the first gap."""
-    rounded = [(-(-size // alignment) * alignment, first, last, index) for size, first, last, index in wanted]
+    rounded = [(-(-size // alignment) * alignment, index, first, last) for size, first, last, index in wanted]
+    rounded.sort(reverse=True)
     placed, alive = [], _Alive(end)
-    for size, first, last, index in sorted(rounded, key=lambda w: (-w[0], -w[3])):
-        top = 0
-        for at, after in alive.during(first, min(last, end)):
+    for size, index, first, last in rounded:
+        top, until = 0, last if last < end else end
+        for at, after in alive.during(first, until):
             if at - top >= size:
                 break
             if after > top:
                 top = after
-        alive.add(first, min(last, end), top, top + size)
+        alive.add(first, until, top, top + size)
         placed.append((top, size, first, last, index))
     return placed
 
@@ -212,9 +221,11 @@ class _Alive:
             step.append(taken)
 
     def during(self, first: int, last: int) -> list[tuple[int, int]]:
-        """Taken ranges by their beginning."""
-        steps = self._taken[first + 1 : last + 2]
-        long = [taken for begun, ended, taken in self._long if begun <= last and first <= ended]
-        if len(steps) == 1:
-            return sorted((*steps[0], *long))
-        return sorted({*long, *(taken for step in steps for taken in step)})
+        """Taken ranges by their beginning, one as often as it has operations here; none is empty."""
+        found: list[tuple[int, int]] = []
+        for step in self._taken[first + 1 : last + 2]:
+            found += step
+        if self._long:
+            found += [taken for begun, ended, taken in self._long if begun <= last and first <= ended]
+        found.sort()
+        return found

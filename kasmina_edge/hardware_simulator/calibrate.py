@@ -17,6 +17,7 @@ from kasmina_edge.contracts.profile import Anchor, HardwareProfile
 from kasmina_edge.errors import InputError
 from kasmina_edge.hardware_simulator.calibration_nets import REFERENCE, calibration_nets, mixtures, reference_net
 from kasmina_edge.hardware_simulator.cpu_fit import COVERED, Measured, band_of, fit_model, shares_off
+from kasmina_edge.hardware_simulator.cpu_kernels import TILES
 from kasmina_edge.hardware_simulator.cpu_layer import FAMILIES, CpuModel
 from kasmina_edge.hardware_simulator.net_timing import Opener, litert_opener, time_nets
 from kasmina_edge.hardware_simulator.reading import read_workload
@@ -205,6 +206,9 @@ def _kept(base: HardwareProfile | None) -> dict[str, str]:
     return {key: text for key, text in (base.sources if base else {}).items() if not key.startswith(anew)}
 
 
+_UNMEASURED = Measurement("int8", CpuModel(TILES["int8"][0], {}, None), 1.0, (1.0,), 0.0)
+
+
 @dataclass(frozen=True)
 class MachineFacts:
     """Chip, clock and memory of this machine."""
@@ -252,13 +256,17 @@ def calibrate(
 
     threads = base.threads if base is not None else 1
     _, version = LitertEngine.library()
-    measured = measure_machine(litert_opener(threads), minutes=minutes, told=told)
     facts = machine_facts()
-    profile = calibrated_profile(
-        measured, base=base, name=name, chip=facts.chip, clock_mhz=round(facts.clock_mhz, 1),
-        ram_bytes=facts.ram_bytes, runtime_version=f"ai-edge-litert {version}", at=now(), threads=threads,
-    )  # fmt: skip
-    return profile, measured
+
+    def carried(measured: Sequence[Measurement]) -> HardwareProfile:
+        return calibrated_profile(
+            measured, base=base, name=name, chip=facts.chip, clock_mhz=round(facts.clock_mhz, 1),
+            ram_bytes=facts.ram_bytes, runtime_version=f"ai-edge-litert {version}", at=now(), threads=threads,
+        )  # fmt: skip
+
+    carried([_UNMEASURED])  # a wrong base or name costs no minutes
+    measured = measure_machine(litert_opener(threads), minutes=minutes, told=told)
+    return carried(measured), measured
 
 
 def _text(path: Path) -> str:

@@ -1,7 +1,7 @@
 """Google's ``edgetpu_compiler``, where it is installed: called with a limit, its log read and held against our map.
 
 The log's form is that of versions 2.0 to 16.0 as users pasted it (google-coral/edgetpu issues #60, #324, #427, #572,
-#671); failures as in #168, #512, #631, #829 and #862.
+#671); failures as in #168, #434, #512, #631, #829, #862 and #903.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ INSTALL = (
     "(https://coral.ai/docs/edgetpu/compiler/); without it the mapping report of Kasmina stands alone."
 )
 _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-_SIZE = r"([\d.]+)\s*(B|KiB|MiB|GiB)"
+_SIZE = r"(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB)"
 _ROW = re.compile(r"^([A-Z][A-Z0-9_]*)\s+(\d+)\s+(\S.*?)\s*$", re.MULTILINE)
+_VAGUE = "Model failed in Tflite interpreter"
+_ERROR = re.compile(r"^ERROR: (.+)$", re.MULTILINE)
 _FAILURES = (
     re.compile(r"^Compilation failed: (?:Compilation failed )?(.+)$", re.MULTILINE),
     re.compile(r"^ERROR: (Didn't find op.+)$", re.MULTILINE),
@@ -40,7 +42,7 @@ _FAILURES = (
     re.compile(r"^Invalid model: .*\n(.+)$", re.MULTILINE),
     re.compile(r"^(Internal compiler error.*)$", re.MULTILINE),
     re.compile(r"^(Compilation failed.*)$", re.MULTILINE),
-    re.compile(r"^ERROR: (.+)$", re.MULTILINE),
+    _ERROR,
 )
 
 
@@ -121,13 +123,13 @@ def read_log(text: str) -> CompilerReport:
     ('16.0.384591198', False, 'Model not quantized')
     """
     version = re.search(r"Edge TPU Compiler version (\S+)", text)
-    succeeded = "Model compiled successfully" in text or "Models compiled successfully" in text
-    failed = "Compilation failed" in text
-    failure = "" if succeeded and not failed else _failure(text)
+    done = max(text.rfind("Model compiled successfully"), text.rfind("Models compiled successfully"))
+    succeeded = done > text.rfind("Compilation failed")  # a search over segments fails some before one compiles
+    failure = "" if succeeded else _failure(text)
     table = text.partition("\nOperator")[2]
     return CompilerReport(
         version[1] if version else "",
-        succeeded and not failed,
+        succeeded,
         failure,
         _size(text, "On-chip memory used for caching model parameters"),
         _size(text, "On-chip memory remaining for caching model parameters"),
@@ -227,7 +229,8 @@ def _failure(text: str) -> str:
     for pattern in _FAILURES:
         match = pattern.search(text)
         if match:
-            return match[1].strip()
+            reason, error = match[1].strip(), _ERROR.search(text)
+            return f"{reason} ({error[1].strip()})" if error and reason.startswith(_VAGUE) else reason
     return "the log names no reason"
 
 

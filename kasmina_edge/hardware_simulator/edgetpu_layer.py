@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from itertools import compress
+from typing import ClassVar, NamedTuple
 
 from kasmina_edge.contracts.profile import HardwareProfile
 from kasmina_edge.errors import InputError
@@ -18,13 +19,19 @@ from kasmina_edge.hardware_simulator.edgetpu_timing import (
     op_demand,
     streamed_bytes,
 )
-from kasmina_edge.hardware_simulator.layer import Costs, OpCost, SimulationLayer
+from kasmina_edge.hardware_simulator.layer import Costs, Known, OpCost, SimulationLayer
 from kasmina_edge.hardware_simulator.workload import OpWork, Workload
 
 LINK_KEY = "link_bytes_per_us"
-MOST_KNOWN = 1 << 16
 MOSTLY_HOST = 0.5
 """Above this share of time on the CPU the band is unknown: it was measured on networks that run on the chip."""
+
+
+class _Part(NamedTuple):
+    """What an operation asks for and costs where it runs, nothing streamed: the same in every network."""
+
+    demand: Demand
+    cost: OpCost
 
 
 class EdgeTpuLayer(SimulationLayer):
@@ -60,7 +67,8 @@ class EdgeTpuLayer(SimulationLayer):
         self._sram_bytes = profile.parameter_sram_bytes
         self._macs_per_us = ARRAY * ARRAY * profile.clock_mhz
         self._c = from_mapping(values)
-        self._known: dict[OpWork, OpCost] = {}
+        self._fastest_ms = min((a.latency_ms for a in profile.anchors), default=0.0)
+        self._known = (Known(self._host_part), Known(self._chip_part))
 
     def map(self, source: bytes | Workload, *, several: bool = False) -> EdgeTpuMap:
         """Which operations run where, with this profile's memory; arguments as `map_edgetpu`."""
@@ -75,44 +83,37 @@ class EdgeTpuLayer(SimulationLayer):
             plan: Its map, where it is known already.
         """
         plan, c = plan or self.map(workload), self._c
-        on_tpu = [entry.maps and not plan.refused for entry in plan.ops]
-        demands = [op_demand(op, on_tpu=here) for op, here in zip(workload.ops, on_tpu, strict=True)]
-        whole = network_demand(workload, on_tpu, demands)
+        parts = [self._known[here][op] for op, here in zip(workload.ops, plan.on_tpu, strict=True)]
+        whole = network_demand(workload, plan.on_tpu, [part.demand for part in parts], plan.peak_bytes)
         to_stream = float(streamed_bytes(whole, c, self._sram_bytes))
         work_us = float(computing_us(whole, c, self._macs_per_us))
         stream_us = to_stream / c.link_bytes_per_us
-        hidden = c.unhidden_share
-        shown = (1.0, hidden) if work_us >= stream_us else (hidden, 1.0)
-        cached = whole.weight_bytes - to_stream
-        ops: list[OpCost] = []
-        for op, demand, here in zip(workload.ops, demands, on_tpu, strict=True):
-            if here and not to_stream:
-                ops.append(self._kept(op, demand))
-                continue
-            if not here:
-                ops.append(OpCost(float(host_us(demand, c)), "cpu", "compute" if demand.host_macs else "memory"))
-                continue
-            kept = min(cached, demand.weight_bytes)
-            cached -= kept
-            ops.append(self._on_chip(demand, (demand.weight_bytes - kept) / c.link_bytes_per_us, shown))
+        ops = [part.cost for part in parts]
+        if to_stream:
+            shown = (1.0, c.unhidden_share) if work_us >= stream_us else (c.unhidden_share, 1.0)
+            cached = whole.weight_bytes - to_stream
+            for i in compress(range(len(ops)), plan.on_tpu):
+                demand = parts[i].demand
+                kept = min(cached, demand.weight_bytes)
+                cached -= kept
+                ops[i] = self._on_chip(demand, (demand.weight_bytes - kept) / c.link_bytes_per_us, shown)
         fixed = c.fixed_us * plan.parts + whole.crossing_bytes / c.link_bytes_per_us
         total = fixed + sum(op.latency_us for op in ops)
         host = float(host_us(whole, c))
         band = None if host > MOSTLY_HOST * total and whole.host_macs else self.profile.error_band
         notes = self._notes(plan, whole, to_stream, host)
-        fastest = min((a.latency_ms for a in self.profile.anchors), default=0.0)
-        if total < 1000.0 * fastest:
-            notes += (f"faster than every anchor ({fastest:g} ms): the band was not measured there",)
+        if total < 1000.0 * self._fastest_ms:
+            notes += (f"faster than every anchor ({self._fastest_ms:g} ms): the band was not measured there",)
         return Costs(tuple(ops), float(fixed), band, notes)
 
-    def _kept(self, op: OpWork, demand: Demand) -> OpCost:
-        """Where nothing streams, an operation costs the same in every network."""
-        known = self._known.get(op)
-        if known is None:
-            if len(self._known) >= MOST_KNOWN:
-                self._known.clear()
-            known = self._known[op] = self._on_chip(demand, 0.0, (1.0, 1.0))
-        return known
+    def _host_part(self, op: OpWork) -> _Part:
+        demand = op_demand(op, on_tpu=False)
+        cost = OpCost(float(host_us(demand, self._c)), "cpu", "compute" if demand.host_macs else "memory")
+        return _Part(demand, cost)
+
+    def _chip_part(self, op: OpWork) -> _Part:
+        demand = op_demand(op, on_tpu=True)
+        return _Part(demand, self._on_chip(demand, 0.0, (1.0, 1.0)))
 
     def _on_chip(self, demand: Demand, streaming_us: float, shown: tuple[float, float]) -> OpCost:
         """One operation: its computing and its share of the streaming, as far as either shows in the total."""
@@ -134,6 +135,6 @@ class EdgeTpuLayer(SimulationLayer):
                 f"{self.profile.link or 'the link'} at every inference"
             )
         if host:
-            left = sum(not entry.maps or bool(plan.refused) for entry in plan.ops)
+            left = len(plan.network) - plan.mapped
             notes.append(f"{left} ops stay on the CPU and take {host / 1000:.2f} ms; that figure is rough")
         return tuple(notes)

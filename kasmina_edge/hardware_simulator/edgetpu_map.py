@@ -7,14 +7,16 @@ not supported"). With ``-a`` it makes several parts.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, compress, groupby
 from typing import Literal
 
 from kasmina_edge.engines.edgetpu import EDGETPU_OP
 from kasmina_edge.hardware_simulator.edgetpu_ops import INTEGERS, caution, obstacle, refusal
 from kasmina_edge.hardware_simulator.reading import read_workload
-from kasmina_edge.hardware_simulator.workload import OpWork, Workload
+from kasmina_edge.hardware_simulator.workload import Once, OpWork, Workload
 
 PARAMETER_SRAM_BYTES = 8_100_000
 """For parameters and activations: of one dense layer of 256 x 256 compiler 16.0 reports 66.00 KiB used and 7.67 MiB
@@ -60,35 +62,67 @@ class EdgeTpuMap:
     """What compiler 16.0 would do with a network.
 
     Attributes:
-        ops: One entry an operation, in order of execution.
-        segments: The same in runs of one place.
+        network: The operations, in order of execution.
+        reasons: Of each, why it does not map, or "".
+        on_tpu: Of each, whether the Edge TPU runs it; none where the compiler refuses the file.
+        peak_bytes: Of the activations, while an operation runs on the Edge TPU.
         on_chip_bytes: Parameters that stay in the SRAM between inferences.
         streamed_bytes: Parameters that come over the link at every inference.
-        maps_whole: Every operation maps and nothing makes the compiler refuse the file.
         refused: Why the compiler would refuse the whole file.
         compiled: The file was compiled already.
         parts: Custom operations that the compiler would make, each a call of its own.
     """
 
-    ops: tuple[MappedOp, ...]
-    segments: tuple[Segment, ...]
+    network: tuple[OpWork, ...]
+    reasons: tuple[str, ...]
+    on_tpu: tuple[bool, ...]
+    peak_bytes: int
     on_chip_bytes: int
     streamed_bytes: int
-    maps_whole: bool
     refused: tuple[str, ...] = ()
     compiled: bool = False
     parts: int = 1
 
+    @Once
+    def ops(self) -> tuple[MappedOp, ...]:
+        """One entry an operation, in order of execution."""
+        pairs = zip(self.network, self.reasons, strict=True)
+        return tuple(MappedOp(op, not why, why or caution(op)) for op, why in pairs)
+
+    @Once
+    def segments(self) -> tuple[Segment, ...]:
+        """The operations in runs of one place."""
+        found: list[Segment] = []
+        for here, run in groupby(self.on_tpu):
+            first = found[-1].last + 1 if found else 0
+            found.append(Segment("edgetpu" if here else "cpu", first, first + len(list(run)) - 1))
+        return tuple(found)
+
+    @property
+    def maps_whole(self) -> bool:
+        """Every operation maps and nothing makes the compiler refuse the file."""
+        return all(self.on_tpu) and not self.refused
+
     @property
     def mapped(self) -> int:
         """How many operations map; 0 where the compiler refuses the file."""
-        return 0 if self.refused else sum(op.maps for op in self.ops)
+        return sum(self.on_tpu)
+
+    @property
+    def roots(self) -> tuple[MappedOp, ...]:
+        """What stays on the CPU for what it is, in order of execution; others are there because they depend on it."""
+        return tuple(entry for entry in self.ops if not entry.maps and entry.why != SPLIT)
+
+    @property
+    def followers(self) -> int:
+        """How many operations stay on the CPU only because they depend on one that does."""
+        return sum(not entry.maps and entry.why == SPLIT for entry in self.ops)
 
     def line(self) -> str:
         """``19 of 19 ops map to the Edge TPU``."""
         if self.compiled:
             return "compiled for the Edge TPU"
-        return f"{self.mapped} of {len(self.ops)} ops map to the Edge TPU"
+        return f"{self.mapped} of {len(self.network)} ops map to the Edge TPU"
 
     def table(self) -> tuple[tuple[str, int, str], ...]:
         """Operator, count and status, grouped as the compiler's log does it."""
@@ -123,21 +157,21 @@ def map_edgetpu(
     refused = () if compiled else _refused(work)
     if not compiled and not several:
         reasons = _one_part(work, reasons)
-    ops = tuple(MappedOp(op, not why, why or caution(op)) for op, why in zip(work.ops, reasons, strict=True))
-    on_tpu = [not why and not refused for why in reasons]
-    wanted = sum(op.constant_bytes for op, here in zip(work.ops, on_tpu, strict=True) if here)
-    room = max(0, sram_bytes - int(reserved * peak_activation_bytes(work, on_tpu)))
-    segments = _segments(on_tpu)
-    runs = sum(segment.where == "edgetpu" for segment in segments)
+    on_tpu = tuple([not why and not refused for why in reasons])
+    wanted = sum([op.constant_bytes for op in compress(work.ops, on_tpu)])
+    peak_bytes = peak_activation_bytes(work, on_tpu)
+    room = max(0, sram_bytes - int(reserved * peak_bytes))
+    runs = sum([here for here, _ in groupby(on_tpu)])
     return EdgeTpuMap(
-        ops=ops,
-        segments=segments,
+        network=work.ops,
+        reasons=tuple(reasons),
+        on_tpu=on_tpu,
+        peak_bytes=peak_bytes,
         on_chip_bytes=min(wanted, room),
         streamed_bytes=max(0, wanted - room),
-        maps_whole=all(on_tpu) and not refused,
         refused=refused,
         compiled=compiled,
-        parts=0 if refused else runs if several else min(runs, 1),
+        parts=runs if several else min(runs, 1),
     )
 
 
@@ -154,21 +188,18 @@ def depends_on(workload: Workload) -> list[list[int]]:
     return before if told or len(before) < 2 else [[i - 1] if i else [] for i in range(len(before))]
 
 
-def peak_activation_bytes(workload: Workload, counted: list[bool] | None = None) -> int:
+def peak_activation_bytes(workload: Workload, counted: Sequence[bool] | None = None) -> int:
     """The most bytes of tensors that live at the same time, while any counted operation runs."""
     steps = len(workload.ops)
     use = [True] * steps if counted is None else counted
     if not workload.tensors:
-        return max((op.input_bytes + op.output_bytes for op, c in zip(workload.ops, use, strict=True) if c), default=0)
-    change: dict[int, int] = defaultdict(int)
+        return max((op.input_bytes + op.output_bytes for op in compress(workload.ops, use)), default=0)
+    change = [0] * (steps + 1)
     for tensor in workload.tensors:
-        change[max(tensor.first, 0)] += tensor.size_bytes
-        change[min(tensor.last, steps - 1) + 1] -= tensor.size_bytes
-    peak = live = 0
-    for i in range(steps):
-        live += change[i]
-        peak = max(peak, live) if use[i] else peak
-    return peak
+        first, last, size = tensor.first, tensor.last, tensor.size_bytes
+        change[first if first > 0 else 0] += size
+        change[last + 1 if last < steps else steps] -= size
+    return max(compress(accumulate(change), use), default=0)
 
 
 def _refused(workload: Workload) -> tuple[str, ...]:
@@ -191,14 +222,3 @@ def _one_part(workload: Workload, reasons: list[str]) -> list[str]:
         level.append(max((level[j] + (bool(reasons[j]) != bool(why)) for j in before[i]), default=0))
     kept = min((n for n, why in zip(level, reasons, strict=True) if not why), default=0)
     return [why or ("" if n == kept else SPLIT) for n, why in zip(level, reasons, strict=True)]
-
-
-def _segments(on_tpu: list[bool]) -> tuple[Segment, ...]:
-    found: list[Segment] = []
-    for i, here in enumerate(on_tpu):
-        where: Literal["edgetpu", "cpu"] = "edgetpu" if here else "cpu"
-        if found and found[-1].where == where:
-            found[-1] = Segment(where, found[-1].first, i)
-        else:
-            found.append(Segment(where, i, i))
-    return tuple(found)

@@ -5,6 +5,8 @@ developer.axis.com, ARTPEC-7, supported ops). **The versions** are those of Tens
 2021: it refuses exactly what compiler 16.0.384591198 was seen to refuse while parsing, CONV_2D version 6
 (google-coral/edgetpu #631), TRANSPOSE_CONV 4 (#845), QUANTIZE 3 (#879), EXP 2 (libedgetpu #71). A file with one newer
 operator is refused as a whole ("Didn't find op for builtin opcode"), even where the CPU would have run that operator.
+What is read need not map: the table names no versions. FULLY_CONNECTED 5 came with keep_num_dims (TensorFlow commit
+d2504636, which lists 5 to 9), and no public log shows one that mapped.
 """
 
 from __future__ import annotations
@@ -189,14 +191,16 @@ INSTEAD: dict[str, str] = {
 
 def refusal(op: OpWork) -> str:
     """Why compiler 16.0 refuses the whole file because of this operation; "" where it does not."""
-    if op.kind in UNPARSED or op.kind.startswith(UNPARSED_PREFIXES):
-        return f"{op.place or op.kind}: newer than compiler {COMPILER}, which refuses the whole file"
     newest = PARSED.get(op.kind)
-    if newest is not None and op.version > newest:
+    if newest is not None:
+        if op.version <= newest:
+            return ""
         return (
             f"{op.place or op.kind}: version {op.version}, compiler {COMPILER} reads up to {newest} and refuses the "
             "whole file"
         )
+    if op.kind in UNPARSED or op.kind.startswith(UNPARSED_PREFIXES):
+        return f"{op.place or op.kind}: newer than compiler {COMPILER}, which refuses the whole file"
     return ""
 
 
@@ -225,7 +229,9 @@ def obstacle(op: OpWork) -> str:
 def caution(op: OpWork) -> str:
     """What is not certain about an operation that maps; "" where nothing is known against it."""
     if op.kind == "fully_connected" and op.version > 4:
-        return f"version {op.version} is parsed; whether it maps is reported for version 4 only"
+        return (
+            f"version {op.version} is parsed, up to {PARSED[op.kind]}; whether it maps is reported for version 4 only"
+        )
     if op.kind == "mean" and op.inputs and math.prod(op.inputs[0][1:-1]) > MEAN_PIXELS:
         return "a mean over 256 x 128 pixels was left out, one over 64 x 128 was not (google-coral/edgetpu #461)"
     return ""

@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -91,7 +90,6 @@ class Demand:
     peak_bytes: Any = 0
 
 
-@lru_cache(maxsize=1 << 16)
 def op_demand(op: OpWork, *, on_tpu: bool) -> Demand:
     """Of one operation; what belongs to the network as a whole, link and peak, stays 0."""
     if not on_tpu:
@@ -121,13 +119,19 @@ def tile_macs(op: OpWork) -> int:
     return pixels * -(-outputs // ARRAY) * -(-inputs // ARRAY) * ARRAY * ARRAY
 
 
-def network_demand(workload: Workload, on_tpu: Sequence[bool], parts: Sequence[Demand] | None = None) -> Demand:
+def network_demand(
+    workload: Workload,
+    on_tpu: Sequence[bool],
+    parts: Sequence[Demand] | None = None,
+    peak_bytes: int | None = None,
+) -> Demand:
     """Of a whole network with its operations on the parts that a map gives them.
 
     Args:
         workload: The network.
         on_tpu: Of every operation.
         parts: `op_demand` of every operation, where it is known already.
+        peak_bytes: Of the activations while the chip works, where it is known already.
     """
     if parts is None:
         parts = [op_demand(op, on_tpu=here) for op, here in zip(workload.ops, on_tpu, strict=True)]
@@ -140,7 +144,7 @@ def network_demand(workload: Workload, on_tpu: Sequence[bool], parts: Sequence[D
         host_elements=sum([p.host_elements for p in parts]),
         host_macs=sum([p.host_macs for p in parts]),
         crossing_bytes=crossing_bytes(workload, on_tpu),
-        peak_bytes=peak_activation_bytes(workload, list(on_tpu)) if any(on_tpu) else 0,
+        peak_bytes=peak_activation_bytes(workload, on_tpu) if peak_bytes is None else peak_bytes,
     )
 
 
@@ -150,12 +154,16 @@ def crossing_bytes(workload: Workload, on_tpu: Sequence[bool]) -> int:
     if not workload.tensors and steps:
         ends = (workload.input_bytes, on_tpu[0]), (workload.output_bytes, on_tpu[-1])
         return sum(size for size, here in ends if here)
-    total = 0
+    total, places = 0, (*on_tpu, False)  # before the first operation and after the last stands the host
     for tensor in workload.tensors:
-        made = 0 <= tensor.first < steps and on_tpu[tensor.first]
-        readers = tensor.readers or (tensor.last,)
-        used = {0 <= i < steps and on_tpu[i] for i in (*readers, *((steps,) if tensor.last >= steps else ()))}
-        total += tensor.size_bytes * sum(place != made for place in used)
+        made, last = places[tensor.first], tensor.last
+        if made and last >= steps:
+            total += tensor.size_bytes
+            continue
+        for reader in tensor.readers or (last if last < steps else steps,):
+            if places[reader] != made:
+                total += tensor.size_bytes
+                break
     return total
 
 

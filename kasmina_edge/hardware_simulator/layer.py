@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from kasmina_edge.contracts.profile import HardwareProfile
 from kasmina_edge.errors import InputError
-from kasmina_edge.hardware_simulator.workload import Workload
+from kasmina_edge.hardware_simulator.workload import OpWork, Workload
+
+_T = TypeVar("_T")
+MOST_KNOWN = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,27 @@ class Costs:
     def latency_ms(self) -> float:
         """Of one inference."""
         return (self.fixed_us + sum(op.latency_us for op in self.ops)) / 1000.0
+
+
+class Known(dict[OpWork, _T]):
+    """What was found of operations before: a growing network brings the same ones again and again.
+
+    Args:
+        work_out: Finds it of one operation, the same whatever network that stands in.
+        most: Operations that are remembered; one more, and all are forgotten.
+    """
+
+    def __init__(self, work_out: Callable[[OpWork], _T], most: int = MOST_KNOWN) -> None:
+        super().__init__()
+        self._work_out, self._most = work_out, most
+
+    def __missing__(self, op: OpWork) -> _T:
+        """Found now, and remembered."""
+        found = self._work_out(op)
+        if len(self) >= self._most:
+            self.clear()
+        self[op] = found
+        return found
 
 
 class SimulationLayer(ABC):

@@ -12,9 +12,9 @@ from typing import ClassVar
 from kasmina_edge.contracts.profile import HardwareProfile
 from kasmina_edge.errors import InputError
 from kasmina_edge.hardware_simulator.anchoring import anchor_power_mw, anchor_scale
-from kasmina_edge.hardware_simulator.layer import Costs, OpCost, SimulationLayer
+from kasmina_edge.hardware_simulator.layer import Costs, Known, OpCost, SimulationLayer
 from kasmina_edge.hardware_simulator.mcu_kernels import BOUNDS, TERMS, counted, cycles, network_counts, op_counts
-from kasmina_edge.hardware_simulator.workload import Workload
+from kasmina_edge.hardware_simulator.workload import OpWork, Workload
 
 DEAD_FILTERS = "dead_filters_removed_share"
 """1: the toolchain leaves filters of zeros out of the program, so that a file may cost less than its shapes say."""
@@ -37,13 +37,11 @@ class McuLayer(SimulationLayer):
         self._anchored = scale is not None
         self._microseconds *= scale or 1.0
         self._power_mw = anchor_power_mw(profile)
+        self._known = Known(self._cost)
 
     def costs(self, workload: Workload) -> Costs:
         """Time of every operation; band None where no anchor stands behind it, or where kernels are not of int8."""
-        ops = []
-        for op in workload.ops:
-            parts = [n * c for n, c in zip(op_counts(op), self._costs, strict=True)]
-            ops.append(OpCost(sum(parts) * self._microseconds, "mcu", BOUNDS[parts.index(max(parts))]))
+        ops = [self._known[op] for op in workload.ops]
         notes = []
         other = [dtype for dtype in workload.dtypes if dtype not in ("int8", "int32", "bool")]
         if other:
@@ -60,6 +58,10 @@ class McuLayer(SimulationLayer):
             tuple(notes),
             None if self._power_mw is None else self._power_mw * total_ms,
         )
+
+    def _cost(self, op: OpWork) -> OpCost:
+        parts = [n * c for n, c in zip(op_counts(op), self._costs, strict=True)]
+        return OpCost(sum(parts) * self._microseconds, "mcu", BOUNDS[parts.index(max(parts))])
 
 
 def kernel_costs(profile: HardwareProfile) -> tuple[float, ...]:

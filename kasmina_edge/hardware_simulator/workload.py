@@ -30,7 +30,7 @@ BITS = {"float32": 32, "float16": 16, "float64": 64, "int8": 8, "uint8": 8, "int
 _T = TypeVar("_T")
 
 
-class _Once(Generic[_T]):
+class Once(Generic[_T]):
     """A property that is worked out once, without the lock that `functools.cached_property` takes until Python 3.12.
 
     A growth loop asks a thousand new networks a second; two threads may both work it out, and find the same.
@@ -44,14 +44,14 @@ class _Once(Generic[_T]):
         self._name = name
 
     @overload
-    def __get__(self, instance: None, owner: type) -> _Once[_T]: ...
+    def __get__(self, instance: None, owner: type) -> Once[_T]: ...
     @overload
     def __get__(self, instance: object, owner: type) -> _T: ...
-    def __get__(self, instance: object | None, owner: type) -> _T | _Once[_T]:
+    def __get__(self, instance: object | None, owner: type) -> _T | Once[_T]:
         if instance is None:
             return self
         value = self._work_out(instance)
-        instance.__dict__[self._name] = value
+        object.__setattr__(instance, self._name, value)
         return value
 
 
@@ -82,10 +82,10 @@ class TensorWork:
         """How many numbers."""
         return math.prod(self.shape)
 
-    @_Once
+    @Once
     def size_bytes(self) -> int:
         """Bytes, 4-bit numbers packed two a byte."""
-        return -(-self.elements * BITS[self.dtype] // 8)
+        return -(-math.prod(self.shape) * BITS[self.dtype] // 8)
 
 
 @dataclass(frozen=True)
@@ -129,17 +129,17 @@ class OpWork:
         """Of enough to tell most operations apart: layers remember costs by operation, a thousand times a second."""
         return hash((self.kind, self.inputs, self.weights, self.outputs))
 
-    @_Once
+    @Once
     def input_bytes(self) -> int:
         """Bytes of the activations it reads."""
         return sum(-(-math.prod(s) * BITS.get(self.dtype, 8) // 8) for s in self.inputs)
 
-    @_Once
+    @Once
     def output_bytes(self) -> int:
         """Bytes of what it writes."""
         return sum(-(-math.prod(s) * BITS.get(self.dtype, 8) // 8) for s in self.outputs)
 
-    @_Once
+    @Once
     def output_elements(self) -> int:
         """Numbers that it writes."""
         return sum(math.prod(s) for s in self.outputs)
@@ -163,36 +163,36 @@ class Workload:
     source: str = "table"
     notes: tuple[str, ...] = ()
 
-    @_Once
+    @Once
     def macs(self) -> int:
         """Multiply-accumulates of one inference."""
         return sum(op.macs for op in self.ops)
 
-    @_Once
+    @Once
     def constant_bytes(self) -> int:
         """Bytes of all weights, biases and tables."""
         return sum(op.constant_bytes for op in self.ops)
 
-    @_Once
+    @Once
     def input_bytes(self) -> int:
         """Bytes that go in from outside."""
         if self.tensors:
             return sum(t.size_bytes for t in self.tensors if t.first < 0)
         return self.ops[0].input_bytes if self.ops else 0
 
-    @_Once
+    @Once
     def output_bytes(self) -> int:
         """Bytes that come out."""
         if self.tensors:
             return sum(t.size_bytes for t in self.tensors if t.last >= len(self.ops))
         return self.ops[-1].output_bytes if self.ops else 0
 
-    @_Once
+    @Once
     def kept_bytes(self) -> int:
         """Bytes of the variables that a network keeps from one inference to the next."""
         return sum(t.size_bytes for t in self.tensors if t.kept)
 
-    @_Once
+    @Once
     def dtypes(self) -> tuple[str, ...]:
         """Types in use, of activations and weights."""
         return tuple(sorted({op.dtype for op in self.ops} | {op.weights_dtype for op in self.ops} - {""}))

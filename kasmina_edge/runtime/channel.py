@@ -21,7 +21,7 @@ from kasmina_edge.runtime.serving import Serving
 ATTEND_INTERVAL_NS = 10_000_000
 """Looking at a frame costs about as much as a small network: an app at thousands of frames a second gets 100 looks."""
 BACK_TO_BACK_INTERVAL_NS = 50_000_000
-"""Of an app that infers more than half of the time; a seventh of all frames of a network of 1.4 ms would be looked at."""
+"""Of an app that infers more than half of the time: it would be looked at in every seventh frame of 1.4 ms."""
 _NEVER = 2**63
 _nowhere: Callable[[Any], None] = deque[Any](maxlen=0).append
 

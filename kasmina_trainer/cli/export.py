@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from kasmina_edge.cli.output import emit, kilobytes, rows_table
+from kasmina_edge.cli.output import emit, rows_table, size_text
 from kasmina_edge.errors import InputError
 from kasmina_trainer.cli import captured as captures
 from kasmina_trainer.cli.options import GROWN_FILE, HOST_FILE, Captured, Json, Out, Seed, Simulated
@@ -113,7 +113,7 @@ def export(
     rows = [("bundle", f"{manifest.id}, {len(manifest.grafts)} grafts, content {manifest.content_digest()[:12]}")]
     rows += more
     for entry in manifest.models:
-        rows.append((entry.engine, f"{kilobytes(entry.file.size_bytes)}, {export_model.proof(manifest, entry)}"))
+        rows.append((entry.engine, f"{size_text(entry.file.size_bytes)}, {export_model.proof(manifest, entry)}"))
     rows += export_model.mapping_rows(signed)
     value = {
         "file": str(path),

@@ -114,7 +114,7 @@ def export_file(
         labels=classes,
         output_names=source.output_names,
         channels_last=moved,
-        provenance={"source": f"{source.kind} sha256 {source.digest}"},
+        provenance={"source": source.provenance},
         card=ModelCard(training_data=(), evaluation_data=(str((held_out or calibration).name),)),
         **options,
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kasmina_edge.cli.output import console, emit, grid, kilobytes, plain, rows_table
+from kasmina_edge.cli.output import console, emit, grid, plain, rows_table, size_text
 from kasmina_trainer.cli.options import Json, Seed
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def _points(outcome: Outcome) -> Any:
     rows = [
         (
             "▸" if i == verdict.index else "", p.name, f"{p.loss.mean:.2f}", f"{p.loss.low:.2f} to {p.loss.high:.2f}",
-            kilobytes(p.size_bytes), latency_text(p), "; ".join(verdict.misses[i]),
+            size_text(p.size_bytes), latency_text(p), "; ".join(verdict.misses[i]),
         )
         for i, p in enumerate(outcome.found.points)
     ]  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kasmina_edge.cli.output import emit, kilobytes, rows_table
+from kasmina_edge.cli.output import emit, rows_table, size_text
 from kasmina_trainer.cli.options import Json
 
 
@@ -43,7 +43,7 @@ def plot(
         ("latency", f"{estimate.latency_ms:.3g} ms {estimate.band_text}, estimated for {target.name}"),
         (
             "memory",
-            f"{kilobytes(estimate.arena_bytes)} of activations, {kilobytes(estimate.constant_bytes)} of weights",
+            f"{size_text(estimate.arena_bytes)} of activations, {size_text(estimate.constant_bytes)} of weights",
         ),
         *(("note", note) for note in estimate.notes),
         ("page", str(path)),

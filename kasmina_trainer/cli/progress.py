@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
 @contextmanager
 def progress(text: str, *, quiet: bool) -> Iterator[Progress]:
-    """A bar on stderr; nothing for machines."""
+    """A bar on stderr; nothing for machines, and nothing into a file or a pipe, where it would leave an empty line."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console(stderr=True), transient=True, disable=quiet) as bar:
+    err = console(stderr=True)
+    with Progress(*columns, console=err, transient=True, disable=quiet or not err.is_interactive) as bar:
         task = bar.add_task(text, total=None)
         yield lambda done, asked: bar.update(task, completed=done, total=asked)
 

@@ -2,7 +2,8 @@
 
 Each digit is cut to its ink, scaled with its own aspect ratio, and blended lighter or darker than what lies below it.
 Backgrounds mix smooth clouds, gratings, bare strokes that are no digits, and grain. Everything is drawn from the seed.
-A part of a split uses handwriting that no other part uses; backgrounds differ as well.
+A part of a split uses images of digits that no other part uses (its writers may be the same); backgrounds differ as
+well.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Scenes:
 
 
 def split_scenes(train: int, test: int, *, seed: int = 0, digits: Digits | None = None) -> tuple[Scenes, Scenes]:
-    """Scenes to learn from, and scenes by other hands to judge by.
+    """Scenes to learn from, and scenes of other images of digits to judge by.
 
     Args:
         train: How many scenes to learn from.

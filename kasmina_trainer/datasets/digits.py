@@ -1,7 +1,8 @@
 """Real handwritten digits (UCI Optical Recognition, as shipped inside scikit-learn) at 16x16, in disjoint parts.
 
-1,797 grey 8x8 images with values 0 to 16, by 43 writers (Alpaydin and Kaynak 1998). They are scaled to [0, 1] and
-enlarged to 16x16 bilinearly. Every part of a split is told from every other by the digest of the 8x8 source image.
+1,797 grey 8x8 images with values 0 to 16 by 13 writers, the test part of UCI's set (Alpaydin and Kaynak 1998). They are
+scaled to [0, 1] and enlarged to 16x16 bilinearly. Every part of a split is told from every other by the digest of the
+8x8 source image. Who wrote an image is not in the file, so parts share no image but may share writers.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
-from kasmina_edge.cli.output import kilobytes
+from kasmina_edge.cli.output import size_text
 from kasmina_trainer.demo.findings import Findings
 
 COLUMNS = ("", "clean", "out of focus", "")
@@ -68,7 +68,7 @@ that domain's alarm threshold. It clears when a bundle arrives that has learned 
 
 
 def _size(found: Findings) -> str:
-    return kilobytes(found.update_bytes.get("model delta", 0))
+    return size_text(found.update_bytes.get("model delta", 0))
 
 
 def _html_table(found: Findings) -> str:
@@ -138,7 +138,7 @@ def _bytes_chart(found: Findings) -> str:
         rows += (
             f"<div class='bar'><span class='name'>{html.escape(name)}</span><span class='track'>"
             f"<span class='fill {css}' style='width:{max(0.4, 100 * size / top):.1f}%'></span></span>"
-            f"<span class='n'>{kilobytes(size)}</span></div>"
+            f"<span class='n'>{size_text(size)}</span></div>"
         )
     return f"<div class='bars'>{rows}</div>"
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from kasmina_edge.bundle import Bundle, pack, read_file
-from kasmina_edge.cli.output import kilobytes
+from kasmina_edge.cli.output import size_text
 from kasmina_edge.contracts.arrays import pack_arrays
 from kasmina_edge.contracts.record import Reported
 from kasmina_edge.errors import KasminaError
@@ -130,8 +130,8 @@ class Story:
                 self.found.update_bytes = received
                 self.found.facts["update_seconds"] = time.monotonic() - began_update
                 self.found.facts["drift_to_committed_s"] = self.clock() - drifted_at
-                parts = ", ".join(f"{k} {kilobytes(v)}" for k, v in received.items() if v and k != "total")
-                step.note = f"{kilobytes(received['total'])} received ({parts}); {report.reason}"
+                parts = ", ".join(f"{k} {size_text(v)}" for k, v in received.items() if v and k != "total")
+                step.note = f"{size_text(received['total'])} received ({parts}); {report.reason}"
             with self._step("The camera recovers on its check frames") as step:
                 accuracy, drift = self._stream(processes, frames=120)
                 self.found.facts["check_accuracy_recovered"] = accuracy
@@ -375,14 +375,14 @@ class Story:
         self._row(
             f"+ graft {graft.grafts[0].blueprint}@{sites} {graft.version}",
             shares["graft"],
-            f"{kilobytes(parts['total'])} over MQTT, of it {kilobytes(parts['model delta'])} model delta "
-            f"(whole model {kilobytes(model.file.size_bytes)}); {facts['drift_to_committed_s']:.0f} s from drift to "
+            f"{size_text(parts['total'])} over MQTT, of it {size_text(parts['model delta'])} model delta "
+            f"(whole model {size_text(model.file.size_bytes)}); {facts['drift_to_committed_s']:.0f} s from drift to "
             "committed",
         )
         self._row(
             "BN retune instead (mergeable)",
             shares["retune"],
-            f"{kilobytes(retune_delta)}; undone only by restoring the parent; its acceptance: "
+            f"{size_text(retune_delta)}; undone only by restoring the parent; its acceptance: "
             + ("accepted" if retuned.accepted else "; ".join(retuned.reasons)),
         )
         self._row(

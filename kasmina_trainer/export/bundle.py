@@ -32,6 +32,7 @@ from kasmina_trainer.export.documents import ModelCard
 from kasmina_trainer.export.judging import Judge, Measured
 from kasmina_trainer.export.layout import AppModule, as_app, float_outputs
 from kasmina_trainer.export.models import Built, Proof, thinned
+from kasmina_trainer.export.selftest_vectors import drawn_rows
 from kasmina_trainer.quantization import HEADROOM, Prepared, QuantizeConfig, prepare
 
 Array = npt.NDArray[Any]
@@ -163,7 +164,7 @@ def export_bundle(
         held_out=fed["held_out"],
         calibration=fed["calibration"],
         judge=judge,
-        rows=models.selftest_rows(len(frames), seed),
+        rows=drawn_rows(len(frames), seed),
         parent=parent,
         minimum_agreement=usual if minimum_agreement is None else minimum_agreement,
     )

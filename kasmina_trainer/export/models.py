@@ -14,11 +14,11 @@ from kasmina_edge.contracts.arrays import pack_arrays
 from kasmina_edge.contracts.manifest import FileEntry, ModelFile, ModelTensor, Parity, SelfTest, SiteTensors
 from kasmina_trainer.export import judging, onnx, parity
 from kasmina_trainer.export.judging import Judge, OutputFigures
+from kasmina_trainer.export.selftest_vectors import MOST_VECTORS, affordable, spread_rows
 
 Array = npt.NDArray[Any]
 
 TFLITE_PATH, ONNX_PATH = "model.tflite", "model.onnx"
-SELFTEST_SAMPLES = 64
 _FLOAT_SLACK = 1e-5
 
 
@@ -45,7 +45,7 @@ class Proof:
         held_out: Model inputs that nothing was trained or calibrated on.  # (M, ...)
         calibration: Model inputs that set the ranges; some of them help to find the self-test's tolerance.
         judge: Compares answers on ``held_out`` with the float network's.
-        rows: Which held-out inputs become self-test vectors.
+        rows: Which held-out inputs become self-test vectors, where so many are not too large for the file.
         parent: Its self-test inputs are taken over where the grown model takes the same numbers.
         minimum_agreement: Least agreement that passes.
     """
@@ -57,14 +57,21 @@ class Proof:
     parent: Bundle | None
     minimum_agreement: float
 
+    def vectors(self, data: bytes, inputs: Array, answers: Sequence[Array]) -> Array:
+        """Which held-out inputs a file is tested with: ``rows``, or fewer that are chosen by their answers.
+
+        Args:
+            data: The file.
+            inputs: As the file takes them.  # (M, ...)
+            answers: Its own, on the held-out inputs.  # (M, ...)
+        """
+        one = inputs[:1].nbytes + sum(a[:1].size * inputs.itemsize for a in answers)
+        count = affordable(len(data), one)
+        return self.rows if count >= len(self.rows) else spread_rows(answers, count)
+
     def frames(self) -> Array:
         """Held-out frames first, then some of the calibration's: what the self-test's tolerance is measured on."""
-        return np.concatenate([self.held_out, thinned(self.calibration, SELFTEST_SAMPLES)])
-
-
-def selftest_rows(count: int, seed: int) -> Array:
-    """Which held-out inputs become self-test vectors: 64 different ones, or all of fewer."""
-    return np.sort(np.random.default_rng(seed).permutation(count)[:SELFTEST_SAMPLES])
+        return np.concatenate([self.held_out, thinned(self.calibration, MOST_VECTORS)])
 
 
 def thinned(frames: Array, most: int) -> Array:
@@ -91,7 +98,7 @@ def litert_model(
     judging.require(TFLITE_PATH, found, proof.judge.compares, proof.minimum_agreement)
     asked = _parent_vectors(proof.parent, "litert", inputs[0])
     quantized = parity.to_rows(proof.frames(), inputs[0])
-    asked = quantized[proof.rows] if asked is None else asked
+    asked = quantized[proof.vectors(data, quantized, answers)] if asked is None else asked
     everything = np.concatenate([asked, quantized])
     fast = parity.litert_raw(data, everything)
     slow = parity.litert_raw(data, everything, reference_kernels=True)
@@ -114,7 +121,7 @@ def onnx_model(made: onnx.OnnxExport, proof: Proof) -> Built:
     judging.require(ONNX_PATH, found, proof.judge.compares, proof.minimum_agreement)
     asked = _parent_vectors(proof.parent, "onnxruntime", made.inputs[0])
     frames = proof.frames()
-    asked = frames[proof.rows] if asked is None else asked
+    asked = frames[proof.vectors(made.data, frames, answers)] if asked is None else asked
     everything = np.concatenate([asked, frames])
     fast = parity.onnx_outputs(made.data, everything)
     plain = parity.onnx_outputs(made.data, everything, optimize=False)

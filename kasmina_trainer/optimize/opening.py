@@ -97,7 +97,9 @@ def open_form(named: Named, frames: Frames) -> Form:
     if suffix == ".tflite":
         return _of_bytes(named, named.path.read_bytes(), "litert")
     if suffix == ".onnx":
-        return _of_bytes(named, named.path.read_bytes(), ONNX_ENGINE)
+        from kasmina_trainer.export.source.side_files import whole_model
+
+        return _of_bytes(named, whole_model(named.path), ONNX_ENGINE)
     if named.engine:
         raise InputError(f"{named.path}: a torch file runs on torch, not on {named.engine}", "Leave the engine out.")
     return _of_torch(named, frames)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kasmina_edge.cli.output import size_text
 from kasmina_edge.contracts.profile import HardwareProfile
 from kasmina_edge.errors import InputError
 from kasmina_edge.hardware_simulator import HardwareContext, read_workload
@@ -136,7 +137,7 @@ def _chosen_facts(outcome: Outcome) -> list[tuple[str, Content]]:
     index = outcome.found.verdict.index
     accuracy = "unknown: no labels" if outcome.float_accuracy is None else f"{outcome.float_accuracy:.2%}"
     known: list[tuple[str, Content]] = [
-        ("float accuracy", accuracy), ("float weights", f"{number(outcome.float_bytes / 1000)} kB")
+        ("float accuracy", accuracy), ("float weights", size_text(outcome.float_bytes))
     ]  # fmt: skip
     if index is None:
         return known
@@ -146,7 +147,7 @@ def _chosen_facts(outcome: Outcome) -> list[tuple[str, Content]]:
         ("chosen", point.name),
         ("points lost", _loss_text(point.loss)),
         ("on fresh inputs", None if confirmed is None else _loss_text(confirmed)),
-        ("file", f"{number(point.size_bytes / 1000)} kB"),
+        ("file", size_text(point.size_bytes)),
         ("latency", latency_text(point)),
         *known,
     ]  # fmt: skip

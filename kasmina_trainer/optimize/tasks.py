@@ -18,6 +18,9 @@ Array = npt.NDArray[Any]
 
 LEARN_SHARE, HELD_OUT_SHARE = 0.6, 0.2
 LEAST_ROWS = 50
+"""Frames of each part: fewer cannot tell recipes apart."""
+LEAST_FRAMES = round(LEAST_ROWS / HELD_OUT_SHARE)
+"""Of one file, which is divided into the three parts."""
 
 
 def read_task(model: Path, data: str | None, seed: int = 0) -> Task:
@@ -36,10 +39,10 @@ def read_task(model: Path, data: str | None, seed: int = 0) -> Task:
     if data is None:
         if trained_seed is None:
             raise InputError(f"{model}: no data to judge recipes by", "Pass --data FILE.npz, or a name of `data list`.")
-        return _checked(_digits(module, trained_seed), model)
+        return _checked(_digits(module, trained_seed), "digits")
     if Path(data).suffix == ".npz" or Path(data).exists():
-        return _checked(split_task(module, read_frames(Path(data)), seed), model)
-    return _checked(_named(module, data, seed), model)
+        return split_task(module, _enough(read_frames(Path(data))), seed)
+    return _checked(_named(module, data, seed), data)
 
 
 def split_task(module: nn.Module, frames: Frames, seed: int) -> Task:
@@ -92,12 +95,28 @@ def _named(module: nn.Module, name: str, seed: int) -> Task:
     return Task(module, *learn, *held_out, *final)
 
 
-def _checked(task: Task, model: Path) -> Task:
+def _enough(frames: Frames) -> Frames:
+    """The same frames.
+
+    Raises:
+        InputError: Too few; the message names the file, both numbers and why so many.
+    """
+    if len(frames) < LEAST_FRAMES:
+        raise InputError(
+            f"{frames.source}: {len(frames)} frames, at least {LEAST_FRAMES} are needed: recipes are chosen by "
+            f"{HELD_OUT_SHARE:.0%} of them and confirmed by another {HELD_OUT_SHARE:.0%}, {LEAST_ROWS} each",
+            f"Record {LEAST_FRAMES - len(frames)} more, or make one form with `kasmina-trainer export MODEL "
+            "--calibration FILE.npz`, which does with some hundred.",
+        )
+    return frames
+
+
+def _checked(task: Task, source: str) -> Task:
     counts = {"learn": len(task.learn), "choose": len(task.held_out), "confirm": len(task.final)}
     for what, count in counts.items():
         if count < LEAST_ROWS:
             raise InputError(
-                f"{model}: {count} rows to {what} by, at least {LEAST_ROWS} are needed",
-                "Give some hundred frames; fewer cannot tell recipes apart.",
+                f"{source}: {count} frames to {what} by, at least {LEAST_ROWS} are needed",
+                "Name another data set, or give your own frames with --data FILE.npz.",
             )
     return task

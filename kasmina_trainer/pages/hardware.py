@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kasmina_edge.cli.output import kilobytes
+from kasmina_edge.cli.output import size_text
 from kasmina_edge.contracts.profile import HardwareProfile
 from kasmina_edge.hardware_simulator.context import Estimate, HardwareContext
 from kasmina_edge.hardware_simulator.timeline import roof_of, roofline, timeline
@@ -48,13 +48,13 @@ def hardware_sections(workload: Workload, estimate: Estimate, profile: HardwareP
 def _figures(workload: Workload, estimate: Estimate) -> list[tuple[str, Content]]:
     energy = "unknown" if estimate.energy_uj is None else f"{number(estimate.energy_uj)} uJ"
     fits = "yes" if estimate.fits else "no: " + "; ".join(
-        f"{f.memory} {kilobytes(f.needed_bytes)} of {kilobytes(f.there_bytes)}"
+        f"{f.memory} {size_text(f.needed_bytes)} of {size_text(f.there_bytes)}"
         for f in estimate.memory if f.must and not f.ok
     )  # fmt: skip
     return [
         ("latency", f"{number(estimate.latency_ms)} ms, {estimate.band_text}"),
-        ("activations", kilobytes(estimate.arena_bytes)),
-        ("weights and biases", kilobytes(estimate.constant_bytes)),
+        ("activations", size_text(estimate.arena_bytes)),
+        ("weights and biases", size_text(estimate.constant_bytes)),
         ("multiply-accumulates", number(float(workload.macs))),
         ("energy an inference", energy),
         ("fits", fits),

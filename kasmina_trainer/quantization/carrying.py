@@ -22,32 +22,26 @@ FRAMES = 3
 _TOLERANCE = 1e-4
 
 
-def layer_tensors(float_model: bytes, module: nn.Module) -> dict[str, str]:
-    """The tensor that each weighted layer's operator writes, by module name.
+def layer_tensors(float_model: bytes, module: nn.Module) -> dict[str, tuple[str, ...]]:
+    """The tensors that each weighted layer's operators write, by module name: one, or more where it is used again.
 
     Args:
         float_model: Float TFLite file; tensor names are unique.
         module: The folded module it was converted from; a layer whose weights are in no operator is left out.
     """
-    graph = schema.ModelT.InitFromObj(schema.Model.GetRootAs(float_model, 0))
-    tensors, buffers = graph.subgraphs[0].tensors, graph.buffers
-    weights: list[tuple[str, Array]] = []
-    for op in graph.subgraphs[0].operators:
-        written = tensors[int(op.outputs[0])].name.decode()
-        for index in op.inputs if op.inputs is not None else ():
-            tensor = tensors[int(index)]
-            data = buffers[tensor.buffer].data
-            if int(index) >= 0 and tensor.type == schema.TensorType.FLOAT32 and data is not None and len(data):
-                values = np.asarray(data, np.uint8).view(np.float32)
-                weights.append((written, values.reshape(tuple(int(n) for n in tensor.shape))))
-    found: dict[str, str] = {}
-    for name, layer in weighted_layers(module).items():
-        wanted = _as_stored(layer)
-        for written, values in weights:
-            if written not in found.values() and values.size == wanted.size and _equal(values.reshape(-1), wanted):
-                found[name] = written
-                break
-    return found
+    left = _weights(float_model)
+    wanted = {name: _as_stored(layer) for name, layer in weighted_layers(module).items()}
+    found: dict[str, tuple[str, ...]] = {}
+    while True:  # layers of equal weights take turns
+        before = len(left)
+        for name, own in wanted.items():
+            place = next(
+                (i for i, (_, values) in enumerate(left) if values.size == own.size and _equal(values, own)), -1
+            )
+            if place >= 0:
+                found[name] = (*found.get(name, ()), left.pop(place)[0])
+        if len(left) == before:
+            return found
 
 
 def tensor_bits(float_model: bytes, module: nn.Module, bits: Mapping[str, int]) -> dict[str, int]:
@@ -71,7 +65,7 @@ def tensor_bits(float_model: bytes, module: nn.Module, bits: Mapping[str, int]) 
             f"layer {missing[0]}: {wanted[missing[0]]} bits asked, the converted file has no operator with its weights",
             "The converter merged it with a neighbour; give it 8 bits.",
         )
-    return {places[name]: width for name, width in wanted.items()}
+    return {tensor: width for name, width in wanted.items() for tensor in places[name]}
 
 
 def carried_ranges(
@@ -122,6 +116,22 @@ def moved_values(before: fx.GraphModule, after: nn.Module, values: Array, frames
             moved = point_values(after, frames, [name]).get(name)
             return None if moved is None else np.moveaxis(moved, 1, -1) if moved.ndim > 2 else moved
     return None
+
+
+def _weights(float_model: bytes) -> list[tuple[str, Array]]:
+    """Float matrices and filters of every operator, flat, with the name of the tensor that it writes."""
+    graph = schema.ModelT.InitFromObj(schema.Model.GetRootAs(float_model, 0))
+    tensors, buffers = graph.subgraphs[0].tensors, graph.buffers
+    found: list[tuple[str, Array]] = []
+    for op in graph.subgraphs[0].operators:
+        written = tensors[int(op.outputs[0])].name.decode()
+        for index in op.inputs if op.inputs is not None else ():
+            tensor = tensors[int(index)]
+            data = buffers[tensor.buffer].data
+            weights = int(index) >= 0 and tensor.type == schema.TensorType.FLOAT32 and len(tensor.shape) > 1
+            if weights and data is not None and len(data):
+                found.append((written, np.asarray(data, np.uint8).view(np.float32)))
+    return found
 
 
 def _as_stored(layer: Weighted) -> Array:

@@ -26,6 +26,8 @@ from kasmina_trainer.quantization.simulation import observe_points
 SWEEPS = 20
 LARGEST_EXPONENT = 24
 _BEND = 6.0
+_CHANNELS_LAST = 0
+_POOLS = frozenset({torch.max_pool2d, functional.max_pool2d, functional.avg_pool2d, functional.adaptive_avg_pool2d})
 _STRAIGHT_FUNCTIONS = frozenset(
     {torch.relu, functional.relu, torch.relu_, torch.flatten, torch.max_pool2d, functional.max_pool2d,
      functional.avg_pool2d, functional.adaptive_avg_pool2d, functional.dropout, torch.mean, functional.leaky_relu}
@@ -101,18 +103,20 @@ def pairs(graph: fx.GraphModule, *, sites: Sequence[str] = ()) -> Iterator[Pair]
         if node.op != "call_module" or first not in layers or uses[first] != 1:
             continue
         steps: list[str] = []
-        at, inside = node, _sites_of(node, sites)
+        at, inside, rank = node, _sites_of(node, sites), _rank_behind(layers[first])
         while len(at.users) == 1:
             at = next(iter(at.users))
             target = str(at.target)
             if at.op == "call_module" and _sites_of(at, sites) != inside:
                 break
             if at.op == "call_module" and target in layers:
-                if uses[target] == 1 and _fits(layers[first], layers[target]):
+                if uses[target] == 1 and _fits(layers[first], layers[target], rank):
                     yield Pair(first, target, tuple(steps))
                 break
-            if not _is_straight(graph, at):
+            passed = _rank_passed(graph, at, rank)
+            if passed is None:
                 break
+            rank = passed
             steps.append(at.name)
 
 
@@ -189,32 +193,68 @@ def _scale_inputs(layer: Weighted, factor: torch.Tensor) -> None:
             weight.mul_(factor.reshape(shape))
 
 
-def _fits(first: Weighted, second: Weighted) -> bool:
-    """Whether every input of the second layer belongs to one output channel of the first."""
-    channels = first.out_features if isinstance(first, nn.Linear) else first.out_channels
+def _rank_behind(first: Weighted) -> int:
+    """Axes of a layer's answer, the batch's among them, channels second; `_CHANNELS_LAST` for a linear layer's."""
+    if isinstance(first, nn.Linear):
+        return _CHANNELS_LAST
+    return 3 if isinstance(first, nn.Conv1d) else 4
+
+
+def _fits(first: Weighted, second: Weighted, rank: int) -> bool:
+    """Whether every input of the second layer belongs to one output channel of the first.
+
+    A linear layer reads the last axis: that is channels behind another one, and behind a convolution only where all
+    that is left is one row a frame.
+    """
+    if isinstance(first, nn.Linear):
+        return isinstance(second, nn.Linear) and second.in_features == first.out_features
     if isinstance(first, nn.ConvTranspose2d) and first.groups != 1:
         return False
     if isinstance(second, nn.Linear):
-        return second.in_features % channels == 0
-    if isinstance(first, nn.Linear) or second.in_channels != channels:
+        return rank == 2 and second.in_features % first.out_channels == 0
+    if rank == 2 or second.in_channels != first.out_channels:
         return False
     return second.groups == 1 or is_depthwise(second)
 
 
-def _is_straight(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a positive factor of a channel passes a step, and channels stay apart in order."""
-    if node.op == "call_module":
-        return isinstance(graph.get_submodule(str(node.target)), _STRAIGHT_MODULES)
-    if (node.op == "call_method" and node.target == "mean") or node.target is torch.mean:
-        axes = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-        axes = (axes,) if isinstance(axes, int) else axes
-        return isinstance(axes, (tuple, list)) and all(isinstance(a, int) and (a >= 2 or a in (-1, -2)) for a in axes)
-    if node.target in ("flatten", torch.flatten):
-        start = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", 0)
-        return bool(start == 1)
+def _rank_passed(graph: fx.GraphModule, node: fx.Node, rank: int) -> int | None:
+    """Axes behind a step that a positive factor of a channel passes, channels apart and in order; None: it does not."""
+    step = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+    known = isinstance(step, _STRAIGHT_MODULES) if step is not None else _is_straight_call(node)
+    if not known:
+        return None
+    if isinstance(step, (nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d)):
+        return rank if rank == 3 else None
+    if isinstance(step, (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)) or node.target in _POOLS:
+        return rank if rank == 4 else None
+    if node.target in ("mean", torch.mean):
+        return _rank_after_mean(node, rank)
+    if isinstance(step, nn.Flatten) or node.target in ("flatten", torch.flatten):
+        ends = (step.start_dim, step.end_dim) if isinstance(step, nn.Flatten) else _flattened(node)
+        return 2 if ends[0] == 1 and ends[1] in (-1, rank - 1) and rank != _CHANNELS_LAST else None
+    return rank
+
+
+def _is_straight_call(node: fx.Node) -> bool:
     if node.op == "call_method":
         return node.target in _STRAIGHT_METHODS
     return node.op == "call_function" and node.target is not operator.getitem and node.target in _STRAIGHT_FUNCTIONS
+
+
+def _flattened(node: fx.Node) -> tuple[object, object]:
+    start = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", 0)
+    return start, node.args[2] if len(node.args) > 2 else node.kwargs.get("end_dim", -1)
+
+
+def _rank_after_mean(node: fx.Node, rank: int) -> int | None:
+    axes = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    axes = (axes,) if isinstance(axes, int) else axes
+    if rank == _CHANNELS_LAST or not isinstance(axes, (tuple, list)):
+        return None
+    if not all(isinstance(a, int) and -rank <= a < rank and a % rank >= 2 for a in axes):
+        return None
+    keep = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
+    return rank if keep else rank - len(axes)
 
 
 def _relieve(graph: fx.GraphModule, frames: Array) -> None:

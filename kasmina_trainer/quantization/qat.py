@@ -87,6 +87,8 @@ def train_rounded(
             f"qat: distillation {config.distillation:g} leaves {1 - config.distillation:g} of it to labels, 0 given",
             "Give labels, or set distillation to 1.",
         )
+    if y is not None and loss is functional.cross_entropy:
+        y = _classes(graph, x, y)
     keep = 1.0 if y is None else config.distillation
     with one_core():
         teacher = copy.deepcopy(graph).eval().to(device)
@@ -150,6 +152,19 @@ def _steps(
     if not config.learn_ranges:
         _observe_again(student, config, calibration, border)
     return losses
+
+
+def _classes(graph: fx.GraphModule, x: Array, y: Array) -> Array:
+    """Labels as the loss takes them; refused where they name no answer of the network."""
+    with torch.no_grad():
+        found = outputs_of(graph(to_tensor(x[:1])))[0]
+    classes = found.shape[1] if found.ndim > 1 else 0
+    if y.dtype.kind not in "iu" or int(y.min()) < 0 or int(y.max()) >= classes:
+        raise InputError(
+            f"qat: labels {y.dtype} from {y.min()} to {y.max()}; the network has {classes} classes, 0 to {classes - 1}",
+            "Number the classes from 0 in the order of the network's answers, as whole numbers.",
+        )
+    return y.astype(np.int64)
 
 
 def divergence(answer: Any, wanted: Any) -> torch.Tensor:

@@ -85,8 +85,8 @@ def observe(passes: Callable[[], Iterator[Mapping[str, Array]]]) -> dict[str, Ob
     high: dict[str, float] = {}
     for values in passes():
         for name, value in values.items():
-            low[name] = min(low.get(name, math.inf), float(value.min()))
-            high[name] = max(high.get(name, -math.inf), float(value.max()))
+            low[name] = float(np.minimum(low.get(name, math.inf), value.min()))  # unlike min, it keeps a NaN
+            high[name] = float(np.maximum(high.get(name, -math.inf), value.max()))
     for name in low:
         if not (math.isfinite(low[name]) and math.isfinite(high[name])):
             raise KasminaError(
@@ -97,7 +97,7 @@ def observe(passes: Callable[[], Iterator[Mapping[str, Array]]]) -> dict[str, Ob
     for values in passes():
         for name, value in values.items():
             width = high[name] - low[name]
-            places = (value.ravel() - low[name]) * (_BINS / width if width else 0.0)
+            places = (value.ravel() - low[name]) * (_BINS / width if width > _SMALLEST_SCALE else 0.0)
             counts[name] += np.bincount(np.minimum(places.astype(np.int64), _BINS - 1), minlength=_BINS)
     return {name: Observed(low[name], high[name], n / n.sum()) for name, n in counts.items()}
 

@@ -297,6 +297,26 @@ def test_the_verb_writes_a_profile_that_estimates(
         run("--engine", "onnxruntime")
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--base", "coral-usb"), "only processors"),
+        (("--name", "My CPU"), "My CPU"),
+        (("--out", "no/such/a.toml"), "folder"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_minutes_are_spent(
+    words: tuple[str, str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*args: object, **more: object) -> list[Measurement]:
+        raise AssertionError("measured")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(calibrating, "measure_machine", measured)
+    with pytest.raises(InputError, match=said):
+        run(*words)
+
+
 @pytest.mark.slow
 def test_this_machine_is_predicted() -> None:
     pytest.importorskip("ai_edge_litert.interpreter")

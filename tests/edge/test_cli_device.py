@@ -81,6 +81,31 @@ def test_deploy_says_what_runs_where_and_why(tmp_path: Path, desk: Repository, c
     still_runs(data)
 
 
+def test_an_engine_that_only_predicts_says_so_everywhere(
+    tmp_path: Path, desk: Repository, capsys: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deploy, status and infer, with the setting and - each time - without it."""
+    path, data = write(desk, make_bundle(), tmp_path), tmp_path / "data"
+    np.save(tmp_path / "one.npy", make_frames(1)[0])
+    calls = (
+        ["deploy", str(path), "--profile", "coral", "--data", str(data)],
+        ["status", "--data", str(data)],
+        ["infer", str(tmp_path / "one.npy"), "--data", str(data)],
+        ["infer", str(tmp_path / "one.npy"), "--data", str(data), "--bundle", str(path)],
+    )
+    for name in ("simulated", ""):
+        monkeypatch.setenv("KASMINA_DEVICE_ENGINE", name)
+        for call in calls:
+            assert main(call) == 0
+            out = " ".join(capsys.readouterr().out.split())
+            assert ("simulated" in out) == (name == "simulated"), out
+            assert ("doctor explains" in out) == (name == "" and call[0] == "deploy"), out
+            assert main([*call, "--json"]) == 0
+            assert ("simulated coral-usb" in capsys.readouterr().out) == (name == "simulated" and call[0] != "status")
+        assert main(["status", "--data", str(data), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["engine"]["simulated"] == (name == "simulated")
+
+
 def test_json_is_one_object_with_stable_keys(tmp_path: Path, desk: Repository, capsys: Read) -> None:
     path, data = write(desk, make_bundle(), tmp_path), tmp_path / "data"
     assert main(["deploy", str(path), "--data", str(data), "--json"]) == 0

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from test_cli_fleet import Desk
 from worlds.bundles import digits, make_bundle
 from worlds.fleets import grafted, plan_limits
 
 from kasmina_edge.bundle import pack
 from kasmina_edge.cli import main
+from kasmina_edge.cli.output import size_text
 from kasmina_edge.contracts.arrays import unpack_arrays
 from kasmina_edge.contracts.record import DeviceState
 from kasmina_edge.fleet.monitor import DeviceView, device_alerts, fleet_table
@@ -29,6 +32,15 @@ PLAN = ["--blueprint", "depthwise", "--site", "s1"]
 @pytest.fixture
 def desk(tmp_path: Path, capsys: Read) -> Desk:
     return Desk(tmp_path, capsys)
+
+
+@given(st.integers(0, 9 * 10**14))
+def test_a_size_is_told_in_the_unit_that_fits(size: int) -> None:
+    """``1073742 kB`` was 1 GiB of memory: never more than three digits, and never off by more than rounding."""
+    number, unit = size_text(size).split()
+    scale = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}[unit]
+    assert float(number) <= 999 and abs(float(number) * scale - size) <= max(0.052 * size, 0)
+    assert size < 1000 or float(number) >= 1
 
 
 def test_a_plan_that_would_allow_nothing_is_not_signed(desk: Desk) -> None:

@@ -71,6 +71,10 @@ FAILURES = {
     + "ERROR: :344 no_integer_overflow_from_quantization was not true.\nERROR: Node number 31 (CONV_2D) failed to "
     "prepare.\n\nCompilation failed: Model failed in Tflite interpreter. Please ensure model can be loaded/run in "
     "Tflite interpreter.\nCompilation failed! \n",
+    "dynamic-sized tensors": TIMER
+    + "ERROR: Attempting to use a delegate that only supports static-sized tensors with a graph that has dynamic-sized "
+    "tensors.\nCompilation failed: Model failed in Tflite interpreter. Please ensure model can be loaded/run in Tflite "
+    "interpreter.\nCompilation child process completed within timeout period.\nCompilation failed! \n",
     "Internal compiler error. Aborting!": "Edge TPU Compiler version 15.0.340273435\n\nInternal compiler error. "
     "Aborting! \n",
     "the log names no reason": "",
@@ -122,6 +126,18 @@ def test_logs_of_failures(reason: str) -> None:
     report = read_log(FAILURES[reason])
     assert not report.succeeded and reason in report.failure and not report.rows
     assert "failed" in report.line() and reason in report.line()
+
+
+def test_a_search_that_fails_before_it_compiles_has_compiled() -> None:
+    tried = "Try to compile segment with 84 ops\nCompilation child process completed within timeout period.\n"
+    searched = PARTLY.replace("\nModel compiled", f"{tried}Compilation failed! \n{tried}\nModel compiled", 1)
+    assert read_log(searched) == read_log(PARTLY)
+    assert not read_log(PARTLY + f"{tried}Compilation failed! \n").succeeded
+
+
+def test_a_size_that_is_none_is_passed_over() -> None:
+    assert read_log(PARTLY.replace("6.02MiB", "6.0.2MiB")).on_chip_bytes is None
+    assert read_log(PARTLY.replace("6.02MiB", ".MiB")).on_chip_bytes is None
 
 
 @given(st.text(alphabet=st.sampled_from([*PARTLY]), max_size=400), st.integers(0, len(PARTLY)))

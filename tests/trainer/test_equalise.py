@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -94,6 +96,37 @@ def test_a_relu6_is_a_barrier_unless_no_frame_reaches_its_bend() -> None:
     loud, done = equalise(graph, FRAMES * 1000)
     assert ("conv", "dw") not in [(p.first, p.second) for p in done]
     assert np.array_equal(answers(loud, FRAMES * 1000)[0], answers(graph, FRAMES * 1000)[0])
+
+
+class Averaged(nn.Module):
+    """A mean of features, not of places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 4), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(torch.relu(self.a(x.flatten(1).unflatten(1, (8, 8)))).mean(-1))
+
+
+LAST_AXIS = {
+    "a row of the picture": nn.Sequential(nn.Conv2d(1, 8, 3, 1, 1), nn.ReLU(), nn.Linear(8, 3)),
+    "a channel's places": nn.Sequential(nn.Conv2d(1, 8, 3, 1, 1), nn.ReLU(), nn.Flatten(2), nn.Linear(64, 3)),
+    "means of features": Averaged(),
+    "features in groups": nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.MaxPool1d(2), nn.Linear(4, 3)),
+}
+
+
+@pytest.mark.parametrize("what", LAST_AXIS)
+def test_a_layer_that_reads_another_axis_than_the_channels_is_no_pair(what: str) -> None:
+    net = copy.deepcopy(LAST_AXIS[what]).eval()
+    first = next(m for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear)))
+    with torch.no_grad():
+        first.weight *= torch.exp2(torch.arange(len(first.weight))).reshape(-1, *[1] * (first.weight.ndim - 1))
+    graph = folded_graph(net)
+    even, done = equalise(graph)
+    assert not done
+    assert np.array_equal(answers(even, FRAMES)[0], answers(graph, FRAMES)[0])
 
 
 class Shared(nn.Module):

@@ -20,6 +20,8 @@ from kasmina_edge.contracts.manifest import BundleManifest, Graft, Preprocessing
 from kasmina_edge.contracts.profile import load_profile
 from kasmina_edge.engines import open_engine, self_test
 from kasmina_edge.errors import BundleError, InputError, KasminaError
+from kasmina_edge.hardware_simulator.edgetpu_map import SPLIT, map_edgetpu
+from kasmina_edge.hardware_simulator.networks.building import LayerTable
 from kasmina_trainer.export import culprits, documents, flatbuffer, judging, mapping, parity
 from kasmina_trainer.export.bundle import export_bundle
 from kasmina_trainer.export.documents import ModelCard
@@ -261,6 +263,38 @@ def test_what_does_not_map_is_said(floats: FloatNetwork) -> None:
     assert found is not None and not found.whole and found.on_tpu < found.operators
     assert "on the CPU:" in found.sentence
     assert mapping.report(b"", load_profile("x86-cpu")) is None
+
+
+def line_of(*kinds: str, version: int = 4) -> mapping.Mapped:
+    """A convolution, operations one after another, and a matrix, as an Edge TPU would take them."""
+    t = LayerTable("t")
+    x = t.conv(t.input((1, 8, 8, 3)), 8, 3)
+    for kind in kinds:
+        x = t.unary(kind, x)
+    work = t.build(x)
+    last = replace(work.ops[0], kind="fully_connected", version=version, inputs=((1, 16),), outputs=((1, 4),))
+    return mapping.shortened(map_edgetpu(replace(work, ops=(*work.ops, last))))
+
+
+def test_the_cause_is_said_before_what_follows_it() -> None:
+    """Six operations only follow one hard_swish: the new user's question is what it was, not how many."""
+    found = line_of(*["relu"] * 2, "hard_swish", *["logistic"] * 5)
+    assert found.off == (("hard_swish: not an operation of the Edge TPU (use relu6)", 1),) and found.followers == 6
+    told = found.sentence
+    assert told.index("hard_swish") < told.index("6 more that depend on it") and SPLIT not in told
+    rows = found.summary()
+    assert rows[0] == ("hard_swish", "0 of 1: not an operation of the Edge TPU (use relu6)")
+    assert rows[1] == ("logistic", "0 of 5: 5 depend on what stays on the CPU")
+    whole = line_of("relu", "logistic")
+    assert whole.whole and "CPU" not in whole.sentence and whole.summary()[0] == ("conv_2d", "1 of 1")
+
+
+def test_a_version_that_was_never_seen_to_map_is_said_where_all_map() -> None:
+    for version, doubted in ((4, False), (5, True)):
+        found = line_of("relu", version=version)
+        mapping.require(found, load_profile("coral"))
+        assert found.whole and ("not certain: fully_connected: version 5" in found.sentence) == doubted
+        assert any("not certain" in text for _, text in found.summary()) == doubted
 
 
 class Lines(nn.Module):

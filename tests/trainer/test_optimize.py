@@ -27,7 +27,7 @@ from kasmina_trainer.optimize.outcome import MODEL, PAGE, RECIPE, Outcome, outco
 from kasmina_trainer.optimize.recipes import Offer, Recipe, RecipeFile, mixed, offers, read_recipe, write_recipe
 from kasmina_trainer.optimize.samples import Frames, read_frames
 from kasmina_trainer.optimize.search import Cost, Found, Identity, Search
-from kasmina_trainer.optimize.tasks import split_task
+from kasmina_trainer.optimize.tasks import LEAST_FRAMES, LEAST_ROWS, read_task, split_task
 from kasmina_trainer.quantization.config import QuantizeConfig
 
 IDENTITY = Identity("a" * 64, "b" * 64, {"numpy": "1"})
@@ -469,6 +469,30 @@ def test_data_that_cannot_judge_is_refused(tmp_path: Path) -> None:
         read_frames(tmp_path / "x.npz")
     with pytest.raises(InputError, match="2 inputs; recipes are made for networks with one"):
         split_task(Small(), Frames((np.zeros((9, 2)), np.zeros((9, 2))), None, "x"), 0)
+
+
+@pytest.mark.parametrize("count", [4, 240, LEAST_FRAMES - 1])
+def test_too_few_frames_name_the_limit_the_file_and_the_way_on(tmp_path: Path, trained: Path, count: int) -> None:
+    data = tmp_path / "few.npz"
+    np.savez(data, x=np.random.default_rng(0).normal(size=(count, 8, 8, 1)).astype(np.float32))
+    with pytest.raises(InputError, match=rf"few\.npz: {count} frames, at least 250 are needed") as told:
+        read_task(trained, str(data))
+    assert f"Record {250 - count} more" in told.value.next_step and str(trained) not in told.value.message
+
+
+def test_the_least_number_of_frames_is_enough(tmp_path: Path, trained: Path) -> None:
+    data = tmp_path / "enough.npz"
+    np.savez(data, x=np.random.default_rng(0).normal(size=(LEAST_FRAMES, 8, 8, 1)).astype(np.float32))
+    task = read_task(trained, str(data))
+    assert min(len(task.learn), len(task.held_out), len(task.final)) == LEAST_ROWS
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small network as a user's file."""
+    path = tmp_path_factory.mktemp("small") / "small.pt2"
+    torch.export.save(torch.export.export(Small().eval(), (torch.zeros(1, 1, 8, 8),)), path)
+    return path
 
 
 def test_a_network_that_is_no_classifier_is_refused() -> None:

@@ -179,6 +179,14 @@ def test_what_cannot_be_trained_is_refused_with_its_reason(net: nn.Module) -> No
         prepare(net, qat, x, (x, y[:60]))
     with pytest.raises(InputError, match=r"distillation 0\.5 leaves 0\.5 of it to labels, 0 given"):
         prepare(net, qat, x, (x, None))
+    for wrong, said in (
+        (y + 1, r"from 1 to 4; the network has 4 classes, 0 to 3"),
+        (y - 1, "from -1 to 2"),
+        (y / 2, "float64"),
+    ):
+        with pytest.raises(InputError, match=said):
+            prepare(net, qat, x, (x, wrong))
+    assert prepare(net, qat, x, (x, y.astype(np.int32))).notes
     with pytest.raises(InputError, match=r"per_layer\.hed: no such layer among the 4"):
         prepare(net, QuantizeConfig(per_layer={"hed": 32}), x)
     frozen = Net().eval().requires_grad_(False)

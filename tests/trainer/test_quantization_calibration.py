@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kasmina_edge.errors import InputError
+from kasmina_edge.errors import InputError, KasminaError
 from kasmina_trainer import quantization
 from kasmina_trainer.quantization import Observed, QuantizeConfig
 from kasmina_trainer.quantization.calibration import calibrated, end_percentiles, range_by, require_frames, versions
@@ -27,6 +27,20 @@ def error(values: np.ndarray, ends: tuple[float, float]) -> float:
 
 def by(method: str, values: np.ndarray, **more: float) -> float:
     return error(values, range_by(seen(values), QuantizeConfig.parse({"calibration": method, **more})))
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_finite_is_named_in_whichever_frame_it_is(place: int, value: float) -> None:
+    frames = [{"conv/out": np.array([0.0, 1.0], np.float32)} for _ in range(3)]
+    frames[place]["conv/out"][1] = value
+    with pytest.raises(KasminaError, match=r"tensor conv/out.*int8 needs finite ones"):
+        quantization.observe(lambda: iter(frames))
+
+
+def test_a_tensor_of_almost_nothing_has_a_range() -> None:
+    found = seen(np.array([0.0, 1e-40], np.float32))
+    assert found.low == 0.0 and found.high > 0.0 and found.shares.sum() == 1.0
 
 
 def test_min_max_keeps_everything_and_wins_where_every_value_counts() -> None:

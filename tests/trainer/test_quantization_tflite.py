@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,9 +15,11 @@ from torch import nn
 from kasmina_edge.engines.tflite_file import INT4, tensor_types
 from kasmina_edge.errors import InputError, KasminaError
 from kasmina_trainer import quantization
+from kasmina_trainer.export import flatbuffer
 from kasmina_trainer.export.float_tflite import FloatNetwork, convert
 from kasmina_trainer.export.silence import quiet
 from kasmina_trainer.quantization import Prepared, QuantizeConfig, prepare
+from kasmina_trainer.quantization.folding import folded_graph
 from kasmina_trainer.quantization.simulation import Simulation, answers, point_values, rounding_points
 
 FRAMES = np.random.default_rng(0).uniform(0, 1, (64, 8, 8, 3)).astype(np.float32)
@@ -133,6 +136,34 @@ def test_the_file_computes_what_the_simulation_says(world: World) -> None:
     found = run(world.make(bits))
     distance = ((found - rounded) ** 2).mean() / rounded.var()
     assert distance < 0.2 * error(world, world.make(bits))
+
+
+class Again(nn.Module):
+    """A convolution that is used twice, and another one of the same weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.both, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, 1, 1), nn.Linear(8, 6)
+        self.twin = copy.deepcopy(self.both)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.both(torch.relu(self.both(torch.relu(self.first(x))))))
+        return self.head(torch.relu(self.twin(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(("bits", "fours"), [({"both": 4}, 2), ({"twin": 4}, 1), ({"both": 4, "twin": 4}, 3)])
+def test_a_layer_that_is_used_twice_has_its_width_at_both_places(bits: dict[str, int], fours: int) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        graph = folded_graph(Again().eval())
+    with quiet():
+        network = convert(graph, (1, 8, 8, 3))
+        widths = quantization.tensor_bits(network.data, graph, bits)
+        observed = quantization.observe(lambda: quantization.watch(network.data, FRAMES, network.activations))
+        made = quantization.quantize(network.data, quantization.free_ranges(observed, headroom=0), widths)
+    assert len(widths) == fours
+    graph_of = flatbuffer.parse(made).subgraphs[0]
+    assert sum(graph_of.tensors[int(op.inputs[1])].type == INT4 for op in graph_of.operators) == fours
 
 
 def test_a_float_layer_stays_float_between_int8_ones(world: World) -> None:

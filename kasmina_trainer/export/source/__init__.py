@@ -6,7 +6,7 @@ Nothing in such a file is executed: of a ``.pt2`` only JSON, raw numbers and nam
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from kasmina_edge.contracts.canonical import sha256_hex
 from kasmina_edge.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import nn
 
@@ -34,6 +34,8 @@ class Source:
         output_names: One a network output, in order; "" where the file names none.
         kind: ``pt2`` or ``onnx``.
         digest: SHA-256 of the file.
+        name: The file's.
+        beside: SHA-256 of files that hold its weights, by name.
     """
 
     module: nn.Module
@@ -41,14 +43,22 @@ class Source:
     output_names: tuple[str, ...]
     kind: str
     digest: str
+    name: str = ""
+    beside: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def provenance(self) -> str:
+        """What it was made of, with the digest of every file."""
+        files = "".join(f", {name} sha256 {digest}" for name, digest in self.beside.items())
+        return f"{self.kind} sha256 {self.digest}{files}"
 
 
 def load_source(path: Path, *, input_shape: Sequence[int] | None = None) -> Source:
     """Read a user's network.
 
     Args:
-        path: A ``.pt2`` that ``torch.export.save`` of torch 2.9 or later wrote, or an ``.onnx``; the content decides,
-            not the name.
+        path: A ``.pt2`` that ``torch.export.save`` of torch 2.9 or later wrote, or an ``.onnx``, with its side file of
+            weights beside it where it has one; the content decides, not the name.
         input_shape: For an ``.onnx`` whose input has open axes: what to fix them to, batch axis included.
 
     Raises:
@@ -70,7 +80,7 @@ def load_source(path: Path, *, input_shape: Sequence[int] | None = None) -> Sour
         from kasmina_trainer.export.source.program import read_program
 
         module, shape, names = read_program(data, where=str(path))
-        kind = "pt2"
+        kind, beside = "pt2", dict[str, str]()
     elif path.suffix in (".pt", ".pth", ".pkl", ".pickle") or data[:1] == b"\x80":
         raise InputError(f"{path}: a pickle can run any code while it is read, so none is read", _HOW_TO_SAVE)
     elif data[4:8] == b"TFL3":
@@ -81,13 +91,13 @@ def load_source(path: Path, *, input_shape: Sequence[int] | None = None) -> Sour
     else:
         from kasmina_trainer.export.source.onnx_graph import read_onnx
 
-        module, shape, names = read_onnx(data, where=str(path), input_shape=input_shape)
+        module, shape, names, beside = read_onnx(data, where=str(path), input_shape=input_shape, folder=path.parent)
         kind = "onnx"
     if kind == "pt2" and input_shape is not None and tuple(input_shape) != shape:
         raise InputError(f"{path}: exported for inputs {shape}, {tuple(input_shape)} was asked", "Export it anew.")
     refuse_bad_weights(module, where=str(path))
     vars(module)["fixed_batch"] = not _opens(module, shape)
-    return Source(module.eval(), shape, names, kind, sha256_hex(data))
+    return Source(module.eval(), shape, names, kind, sha256_hex(data), path.name, beside)
 
 
 def _opens(module: nn.Module, shape: Sequence[int]) -> bool:

@@ -25,6 +25,7 @@ from kasmina_trainer.export.silence import quiet
 from kasmina_trainer.export.source.builder import GraphBuilder
 from kasmina_trainer.export.source.onnx_operators import OPERATORS
 from kasmina_trainer.export.source.onnx_step import Step, Unsupported
+from kasmina_trainer.export.source.side_files import take_in
 
 Array = npt.NDArray[Any]
 TOLERANCE = 2e-3
@@ -36,25 +37,27 @@ _WORDS = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def read_onnx(
-    data: bytes, *, where: str, input_shape: Sequence[int] | None = None
-) -> tuple[fx.GraphModule, tuple[int, ...], tuple[str, ...]]:
-    """The module, its input shape, and the names of its outputs.
+    data: bytes, *, where: str, input_shape: Sequence[int] | None = None, folder: Path | None = None
+) -> tuple[fx.GraphModule, tuple[int, ...], tuple[str, ...], dict[str, str]]:
+    """The module, its input shape, the names of its outputs, and the SHA-256 of files beside it by name.
 
     Args:
         data: The file.
         where: Path, for messages.
+        folder: Where weights in other files may lie; None: nowhere.
         input_shape: What to fix open axes to, batch axis included. An open first axis becomes 1 without it.
 
     Raises:
-        InputError: Not ONNX, weights in other files, several inputs, open shapes, quantized already, an operator that
-            is not in `onnx_operators.OPERATORS` (named with its node), or an import that answers differently.
+        InputError: Not ONNX, weights in files elsewhere, several inputs, open shapes, quantized already, an operator
+            that is not in `onnx_operators.OPERATORS` (named with its node), or an import that answers differently.
     """
     model = _parsed(data, where)
+    beside = take_in(model, folder, where)
     shape = _fix_shape(model, where, input_shape)
     plain = _optimized(model, where)
     module, names = _build(plain, where)
     _compare(model, module, shape, where)
-    return module, shape, names
+    return module, shape, names, beside
 
 
 def _parsed(data: bytes, where: str) -> onnx.ModelProto:
@@ -65,12 +68,6 @@ def _parsed(data: bytes, where: str) -> onnx.ModelProto:
         raise InputError(f"{where}: neither a .pt2 nor an .onnx file ({str(exc)[:100]})") from exc
     if not known:
         raise InputError(f"{where}: neither a .pt2 nor an .onnx file (no graph was found in it)")
-    for constant in model.graph.initializer:
-        if constant.data_location == onnx.TensorProto.EXTERNAL:
-            raise InputError(
-                f"{where}: weight {_clean(constant.name)} lies in another file",
-                "Save it as one file: onnx.save(model, path, save_as_external_data=False).",
-            )
     taken = sorted({n.op_type for n in model.graph.node} & _QUANTIZED)
     if taken:
         raise InputError(f"{where}: it is quantized already ({', '.join(taken)})", "Export the float network instead.")

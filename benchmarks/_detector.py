@@ -45,7 +45,7 @@ def trained(quick: bool) -> Any:
     from kasmina_trainer.detection.network import build_detector
 
     steps = QUICK_STEPS if quick else STEPS
-    digest = hashlib.sha256("".join(_code(ROOT / "kasmina_trainer" / name) for name in SOURCES).encode()).hexdigest()
+    digest = hashlib.sha256("".join(code_of(ROOT / "kasmina_trainer" / name) for name in SOURCES).encode()).hexdigest()
     path = ROOT / "build/bench" / f"detector-{steps}-{digest[:12]}.pt"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def trained(quick: bool) -> Any:
     return network.eval()
 
 
-def _code(path: Path) -> str:
+def code_of(path: Path) -> str:
     """A source without its comments and docstrings."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):

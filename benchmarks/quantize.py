@@ -12,14 +12,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import nn
 
+from benchmarks._detector import code_of
 from benchmarks._quantize_nets import ECG, FOLDER, ROOT, Parts, Task, network, tasks
 from kasmina_trainer.export import parity, tflite
 from kasmina_trainer.quantization import QuantizeConfig, prepare
@@ -32,14 +33,16 @@ CALIBRATION_FRAMES = 500
 DRAWS = 2000
 QUICK_SEEDS = 2
 ROUTE = (
-    "export/tflite.py",
+    *(f"export/{name}.py" for name in ("correction", "flatbuffer", "float_tflite", "folding", "judging", "layout",
+                                       "parity", "tflite")),
     *(
         f"quantization/{name}.py"
-        for name in ("bias_correction", "calibration", "carrying", "equalise", "folding", "preparing", "qat", "ranges",
-                     "rounding", "simulation", "tflite")
+        for name in ("bias_correction", "calibration", "carrying", "choice", "equalise", "folding", "preparing", "qat",
+                     "ranges", "rounding", "simulation", "tflite", "watching")
     ),
 )  # fmt: skip
-"""What a quantized file depends on, beside the network and the recipe."""
+"""What a quantized file depends on, beside the network, the recipe and `WRITERS`."""
+WRITERS = ("ai-edge-litert", "ai-edge-quantizer", "litert-torch", "torch")
 
 RECIPES = {
     "ptq": QuantizeConfig(headroom=0),
@@ -144,11 +147,11 @@ def trial(task: Task, seed: int, config: QuantizeConfig) -> Trial:
 
 def file_path(task: Task, seed: int, module: nn.Module, config: QuantizeConfig) -> Path:
     """Where one network's file is kept: named by all that it depends on."""
-    digest = hashlib.sha256(config.to_bytes() + f"{torch.__version__} {CALIBRATION_FRAMES}".encode())
+    digest = hashlib.sha256(config.to_bytes() + f"{[version(w) for w in WRITERS]} {CALIBRATION_FRAMES}".encode())
     for value in module.state_dict().values():
         digest.update(value.numpy().tobytes())
     for source in ROUTE:
-        digest.update((ROOT / "kasmina_trainer" / source).read_bytes())
+        digest.update(code_of(ROOT / "kasmina_trainer" / source).encode())
     return FOLDER / f"quantize-{task.name.lower().replace(' ', '-')}-{seed}-{digest.hexdigest()[:16]}.tflite"
 
 

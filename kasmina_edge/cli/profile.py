@@ -30,18 +30,21 @@ app.command("calibrate")(profile_calibrate.calibrate)
 @app.command("list")
 def list_command(profiles: FolderOption = None, data: DataOption = DEFAULT_DATA, as_json: JsonOption = False) -> None:
     """Every hardware target."""
-    found = {name: profile for name, (profile, _) in sorted(find_profiles(_folders(profiles, data)).items())}
+    shelf = find_profiles(_folders(profiles, data))
+    found = {name: profile for name, (profile, _) in sorted(shelf.profiles.items())}
     columns = ("profile", "alias", "chip", "kind", "anchors", "band", "what")
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (p.name, ", ".join(p.aliases) or "-", p.chip, p.kind, str(len(p.anchors) or "-"), _band(_printed(p)),
          p.description)
         for p in found.values()
     ]  # fmt: skip
-    value = {
+    rows += [(path.stem, *("-",) * 5, f"not read: {fault.message}") for path, fault in shelf.faults.items()]
+    value: dict[str, Any] = {
         p.name: {"aliases": list(p.aliases), "chip": p.chip, "kind": p.kind, "anchors": len(p.anchors),
                  "band": _printed(p), "description": p.description}
         for p in found.values()
     }  # fmt: skip
+    value |= {str(path): {"error": fault.message} for path, fault in shelf.faults.items()}
     emit(value, as_json=as_json, table=grid("", columns, rows))
 
 
@@ -78,8 +81,17 @@ def check_command(
     from kasmina_edge.hardware_simulator.anchoring import anchor_network
 
     folders = _folders(profiles, data)
-    subjects = [(name, _read(name, folders)) for name in files or sorted(find_profiles(folders))]
     rows, faults, values = [], [], []
+    if files:
+        subjects = [(name, _read(name, folders)) for name in files]
+    else:
+        shelf = find_profiles(folders)
+        subjects = [(name, profile) for name, (profile, _) in sorted(shelf.profiles.items())]
+        for path, fault in shelf.faults.items():
+            faults.append(fault.message)
+            rows.append((path.stem, "FAIL", "-", "-", "-", fault.message))
+            values.append({"file": str(path), "name": path.stem, "ok": False, "faults": [fault.message],
+                           "anchors": []})  # fmt: skip
     for where, profile in subjects:
         figures = _compare(profile)
         wrong = [f"{key}: nobody says where it comes from" for key in profile.unsourced()]

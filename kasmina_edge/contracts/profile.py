@@ -7,10 +7,11 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, Strict
 
 from kasmina_edge.contracts.canonical import SignedContract
 from kasmina_edge.contracts.manifest import EngineName, Name
@@ -28,6 +29,11 @@ UNIT_PATTERN = re.compile(
 """How the key of a coefficient ends: in its unit."""
 
 
+Number = Annotated[float, Strict()]
+"""Neither true nor text, which would otherwise be taken for 1 and for what it spells."""
+Whole = Annotated[int, Strict()]
+
+
 class Anchor(SignedContract):
     """One published or measured latency of a known network on this target.
 
@@ -36,8 +42,8 @@ class Anchor(SignedContract):
     """
 
     network: str
-    latency_ms: Annotated[float, Field(gt=0)]
-    energy_uj: Annotated[float, Field(gt=0)] | None = None
+    latency_ms: Annotated[Number, Field(gt=0)]
+    energy_uj: Annotated[Number, Field(gt=0)] | None = None
     source: str
 
 
@@ -62,30 +68,30 @@ class HardwareProfile(SignedContract):
     aliases: tuple[Name, ...] = ()
     description: str
     chip: str
-    clock_mhz: Annotated[float, Field(gt=0)]
+    clock_mhz: Annotated[Number, Field(gt=0)]
     runtime: str
     runtime_version: str
     engines: Annotated[tuple[EngineName, ...], Field(min_length=1)]
     accelerator: Literal["edgetpu"] | None = None
     accelerator_device: Annotated[str, Field(pattern=DEVICE_PATTERN)] = ""
     delegate_library: str | None = None
-    threads: Annotated[int, Field(ge=1, le=64)] = 1
-    ram_bytes: Annotated[int, Field(gt=0)]
-    peak_int8_tops: Annotated[float, Field(gt=0)] | None = None
-    power_w: Annotated[float, Field(gt=0)] | None = None
-    parameter_sram_bytes: Annotated[int, Field(gt=0)] | None = None
-    error_band: Annotated[float, Field(gt=0, le=1)]
+    threads: Annotated[Whole, Field(ge=1, le=64)] = 1
+    ram_bytes: Annotated[Whole, Field(gt=0)]
+    peak_int8_tops: Annotated[Number, Field(gt=0)] | None = None
+    power_w: Annotated[Number, Field(gt=0)] | None = None
+    parameter_sram_bytes: Annotated[Whole, Field(gt=0)] | None = None
+    error_band: Annotated[Number, Field(gt=0, le=1)]
     source: str
     anchors: tuple[Anchor, ...] = ()
     kind: Literal["cpu", "edgetpu", "npu", "mcu"] = "cpu"
     link: Literal["", "usb2", "usb3", "pcie"] = ""
-    link_bytes_per_s: Annotated[float, Field(gt=0)] | None = None
-    memory_bytes_per_s: Annotated[float, Field(gt=0)] | None = None
-    flash_bytes: Annotated[int, Field(gt=0)] | None = None
-    idle_power_w: Annotated[float, Field(ge=0)] | None = None
-    energy_pj_per_mac: Annotated[float, Field(gt=0)] | None = None
+    link_bytes_per_s: Annotated[Number, Field(gt=0)] | None = None
+    memory_bytes_per_s: Annotated[Number, Field(gt=0)] | None = None
+    flash_bytes: Annotated[Whole, Field(gt=0)] | None = None
+    idle_power_w: Annotated[Number, Field(ge=0)] | None = None
+    energy_pj_per_mac: Annotated[Number, Field(gt=0)] | None = None
     weight_bits: tuple[Literal[4, 8, 16, 32], ...] = (8,)
-    coefficients: dict[str, float] = {}
+    coefficients: dict[str, Number] = {}
     sources: dict[str, str] = {}
 
     @classmethod
@@ -184,6 +190,14 @@ def read_profile(path: Path) -> HardwareProfile:
         InputError: Missing, too long, not TOML, or a field is wrong; the message names file and field.
     """
     try:
+        value = tomllib.loads(_profile_bytes(path).decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise InputError(f"{path}: not valid TOML ({exc})", "Correct the file, or choose another profile.") from exc
+    return HardwareProfile.parse(value, where=str(path))
+
+
+def _profile_bytes(path: Path) -> bytes:
+    try:
         if path.exists() and not path.is_file():  # a pipe or a device would keep the reader for ever
             raise InputError(f"{path}: no plain file", "Name a profile file (.toml), or a profile of `profile list`.")
         size = path.stat().st_size
@@ -194,11 +208,46 @@ def read_profile(path: Path) -> HardwareProfile:
         ) from exc
     if max(size, len(data)) > MAX_PROFILE_BYTES:
         raise InputError(f"{path}: {size} bytes, at most {MAX_PROFILE_BYTES} are read")
-    try:
-        value = tomllib.loads(data.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        raise InputError(f"{path}: not valid TOML ({exc})", "Correct the file, or choose another profile.") from exc
-    return HardwareProfile.parse(value, where=str(path))
+    return data
+
+
+@dataclass(frozen=True)
+class FoundProfiles:
+    """What the profile folders hold.
+
+    Attributes:
+        profiles: Every usable profile by name, with its file.
+        faults: Files that are none, with what is wrong.
+        withheld: Names and aliases that such a file claims and no folder before its own gives to another; nothing
+            stands in for it.
+    """
+
+    profiles: Mapping[str, tuple[HardwareProfile, Path]]
+    faults: Mapping[Path, InputError]
+    withheld: Mapping[str, InputError]
+
+
+def find_profiles(extra: Sequence[Path] = ()) -> FoundProfiles:
+    """Every profile, and every file of the folders that is malformed or claims a name that another has.
+
+    Args:
+        extra: As `profile_folders`.
+    """
+    found: dict[str, tuple[HardwareProfile, Path]] = {}
+    faults: dict[Path, InputError] = {}
+    withheld: dict[str, InputError] = {}
+    for folder in profile_folders(extra):
+        before, claimed = set(found), dict[str, Path]()
+        for path in sorted(folder.glob("*.toml")):
+            try:
+                profile = read_profile(path)
+                _claim(claimed, profile, path)
+            except InputError as exc:
+                faults[path] = exc
+                withheld = dict.fromkeys(_names_in(path) - before, exc) | withheld
+            else:
+                found.setdefault(profile.name, (profile, path))
+    return FoundProfiles(found, faults, withheld)
 
 
 def list_profiles(extra: Sequence[Path] = ()) -> dict[str, HardwareProfile]:
@@ -210,26 +259,14 @@ def list_profiles(extra: Sequence[Path] = ()) -> dict[str, HardwareProfile]:
     Raises:
         InputError: One is malformed, or two files of one folder claim the same name or alias.
     """
-    return {name: profile for name, (profile, _) in find_profiles(extra).items()}
-
-
-def find_profiles(extra: Sequence[Path] = ()) -> dict[str, tuple[HardwareProfile, Path]]:
-    """Every profile by name, with its file; arguments and errors as `list_profiles`."""
-    found: dict[str, tuple[HardwareProfile, Path]] = {}
-    for folder in profile_folders(extra):
-        claimed: dict[str, Path] = {}
-        for path in sorted(folder.glob("*.toml")):
-            profile = read_profile(path)
-            for name in (profile.name, *profile.aliases):
-                other = claimed.setdefault(name, path)
-                if other != path:
-                    raise InputError(f"{path}: {name!r} is taken by {other}", "Give one of them another name.")
-            found.setdefault(profile.name, (profile, path))
-    return found
+    found = find_profiles(extra)
+    for fault in found.faults.values():
+        raise fault
+    return {name: profile for name, (profile, _) in found.profiles.items()}
 
 
 def load_profile(name: str, extra: Sequence[Path] = ()) -> HardwareProfile:
-    """A profile by name, alias, or path of a ``.toml`` file.
+    """A profile by name, alias, or path of a ``.toml`` file; files that are malformed and not meant are passed over.
 
     Args:
         name: What a user typed.
@@ -240,7 +277,10 @@ def load_profile(name: str, extra: Sequence[Path] = ()) -> HardwareProfile:
     """
     if name.endswith(".toml"):
         return read_profile(Path(name))
-    profiles = list_profiles(extra)
+    found = find_profiles(extra)
+    if name in found.withheld:
+        raise found.withheld[name]
+    profiles = {each: profile for each, (profile, _) in found.profiles.items()}
     names: Mapping[str, HardwareProfile] = {
         **{alias: p for p in reversed(profiles.values()) for alias in p.aliases}, **profiles
     }  # fmt: skip
@@ -248,4 +288,28 @@ def load_profile(name: str, extra: Sequence[Path] = ()) -> HardwareProfile:
         return names[name]
     nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.0)
     hint = f"Did you mean {', '.join(nearest)}?" if nearest else "No profiles are installed."
-    raise InputError(f"no profile is called {name!r}", hint)
+    unread = f"; not read: {', '.join(map(str, found.faults))}" if found.faults else ""
+    raise InputError(f"no profile is called {name!r}{unread}", hint)
+
+
+def _claim(claimed: dict[str, Path], profile: HardwareProfile, path: Path) -> None:
+    """Write down that a file has these names.
+
+    Raises:
+        InputError: Another file of the folder has one of them.
+    """
+    names = (profile.name, *profile.aliases)
+    for name in names:
+        if name in claimed:
+            raise InputError(f"{path}: {name!r} is taken by {claimed[name]}", "Give one of them another name.")
+    claimed.update(dict.fromkeys(names, path))
+
+
+def _names_in(path: Path) -> set[str]:
+    """Names that a malformed file would have, as far as it can be read: its own, and those at the lines' beginnings."""
+    try:
+        text = _profile_bytes(path).decode(errors="replace")
+    except InputError:
+        text = ""
+    lines = re.findall(r"^(?:name|aliases)\s*=(.*)$", text, re.MULTILINE)
+    return {path.stem, *re.findall(r"[\"']([^\"']*)[\"']", " ".join(lines))}

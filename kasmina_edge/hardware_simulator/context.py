@@ -191,6 +191,8 @@ class HardwareContext:
 
     def _energy(self, workload: Workload, costs: Costs, latency_ms: float) -> tuple[float | None, str]:
         profile = self.profile
+        if costs.no_energy:
+            return None, f"unknown: {costs.no_energy}"
         if costs.energy_uj is not None:
             return costs.energy_uj, _BY_LAYER
         if profile.energy_pj_per_mac is not None:

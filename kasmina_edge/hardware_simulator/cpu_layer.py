@@ -25,7 +25,7 @@ from kasmina_edge.hardware_simulator.cpu_kernels import (
     partitions,
     terms_of,
 )
-from kasmina_edge.hardware_simulator.layer import Costs, OpCost, SimulationLayer
+from kasmina_edge.hardware_simulator.layer import Costs, Known, OpCost, SimulationLayer
 from kasmina_edge.hardware_simulator.workload import OpWork, Workload
 
 FAMILIES = ("int8", "float32")
@@ -67,7 +67,7 @@ class CpuLayer(SimulationLayer):
     def __init__(self, profile: HardwareProfile) -> None:
         super().__init__(profile)
         self._models = cpu_models(profile)
-        self._known: dict[tuple[str, OpWork], OpCost] = {}
+        self._known = Known(self._cost)
 
     def costs(self, workload: Workload) -> Costs:
         """See `SimulationLayer.costs`; of a mix of integer and float operations each is taken as its own kind."""
@@ -77,8 +77,8 @@ class CpuLayer(SimulationLayer):
         within = fused(workload)
         for place, op in enumerate(workload.ops):
             kind = family(op)
-            model = seen.setdefault(kind, models[kind])
-            found.append(self._cost(kind, op, model) if place not in within else _NOTHING)
+            seen.setdefault(kind, models[kind])
+            found.append(self._known[op] if place not in within else _NOTHING)
         main = max(seen, key=lambda kind: sum(op.macs for op in workload.ops if family(op) == kind), default="int8")
         fixed_ns = sum(models[main].ns.get(term, 0.0) * n for term, n in network_terms(workload).items())
         bands = [model.band for model in seen.values()]
@@ -86,18 +86,11 @@ class CpuLayer(SimulationLayer):
         notes = dict.fromkeys(model.note for model in seen.values() if model.note)
         return Costs(tuple(found), fixed_ns / 1000.0, band, tuple(notes))
 
-    def _cost(self, kind: str, op: OpWork, model: CpuModel) -> OpCost:
-        """Of one operation; growing networks bring the same ones again and again."""
-        known = self._known.get((kind, op))
-        if known is None:
-            if len(self._known) >= _MOST_KNOWN:
-                self._known.clear()
-            known = self._known[kind, op] = _op_cost(op, model)
-        return known
+    def _cost(self, op: OpWork) -> OpCost:
+        return _op_cost(op, self._models[family(op)])
 
 
 _NOTHING = OpCost(0.0, "cpu", "overhead")
-_MOST_KNOWN = 1 << 16
 
 
 def network_terms(workload: Workload) -> dict[str, float]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import compress
 from typing import ClassVar, NamedTuple
 
 from kasmina_edge.contracts.profile import HardwareProfile
 from kasmina_edge.errors import InputError
 from kasmina_edge.hardware_simulator.edgetpu_map import EdgeTpuMap, map_edgetpu
+from kasmina_edge.hardware_simulator.edgetpu_ops import obstacle
 from kasmina_edge.hardware_simulator.edgetpu_timing import (
     ARRAY,
     COEFFICIENTS,
@@ -28,10 +30,11 @@ MOSTLY_HOST = 0.5
 
 
 class _Part(NamedTuple):
-    """What an operation asks for and costs where it runs, nothing streamed: the same in every network."""
+    """What an operation asks for and costs on one part, nothing streamed, and why it cannot run there."""
 
     demand: Demand
     cost: OpCost
+    obstacle: str = ""
 
 
 class EdgeTpuLayer(SimulationLayer):
@@ -68,12 +71,12 @@ class EdgeTpuLayer(SimulationLayer):
         self._macs_per_us = ARRAY * ARRAY * profile.clock_mhz
         self._c = from_mapping(values)
         self._fastest_ms = min((a.latency_ms for a in profile.anchors), default=0.0)
-        self._known = (Known(self._host_part), Known(self._chip_part))
+        self._mapped = partial(map_edgetpu, sram_bytes=self._sram_bytes, reserved=float(self._c.activation_sram_ratio))
+        self._on_chip_known, self._on_host_known = Known(self._chip_part), Known(self._host_part)
 
     def map(self, source: bytes | Workload, *, several: bool = False) -> EdgeTpuMap:
         """Which operations run where, with this profile's memory; arguments as `map_edgetpu`."""
-        reserved = float(self._c.activation_sram_ratio)
-        return map_edgetpu(source, several=several, sram_bytes=self._sram_bytes, reserved=reserved)
+        return self._mapped(source, several=several)
 
     def costs(self, workload: Workload, plan: EdgeTpuMap | None = None) -> Costs:
         """Time of every operation; the sum is that of `edgetpu_timing.total_us`.
@@ -82,8 +85,11 @@ class EdgeTpuLayer(SimulationLayer):
             workload: The network.
             plan: Its map, where it is known already.
         """
-        plan, c = plan or self.map(workload), self._c
-        parts = [self._known[here][op] for op, here in zip(workload.ops, plan.on_tpu, strict=True)]
+        c, parts = self._c, [self._on_chip_known[op] for op in workload.ops]
+        plan = plan or self._mapped(workload, obstacles=[part.obstacle for part in parts])
+        if plan.mapped < len(parts):
+            places = zip(workload.ops, parts, plan.on_tpu, strict=True)
+            parts = [part if here else self._on_host_known[op] for op, part, here in places]
         whole = network_demand(workload, plan.on_tpu, [part.demand for part in parts], plan.peak_bytes)
         to_stream = float(streamed_bytes(whole, c, self._sram_bytes))
         work_us = float(computing_us(whole, c, self._macs_per_us))
@@ -100,11 +106,13 @@ class EdgeTpuLayer(SimulationLayer):
         fixed = c.fixed_us * plan.parts + whole.crossing_bytes / c.link_bytes_per_us
         total = fixed + sum(op.latency_us for op in ops)
         host = float(host_us(whole, c))
-        band = None if host > MOSTLY_HOST * total and whole.host_macs else self.profile.error_band
+        mostly_host, faster = host > MOSTLY_HOST * total, total < 1000.0 * self._fastest_ms
         notes = self._notes(plan, whole, to_stream, host)
-        if total < 1000.0 * self._fastest_ms:
-            notes += (f"faster than every anchor ({self._fastest_ms:g} ms): the band was not measured there",)
-        return Costs(tuple(ops), float(fixed), band, notes)
+        if faster:
+            notes += (f"faster than every anchor ({self._fastest_ms:g} ms): no band was measured there",)
+        band = None if faster or (mostly_host and whole.host_macs) else self.profile.error_band
+        why = "most of its time is the CPU's, and the profile's power is the accelerator's" if mostly_host else ""
+        return Costs(tuple(ops), float(fixed), band, notes, no_energy=why)
 
     def _host_part(self, op: OpWork) -> _Part:
         demand = op_demand(op, on_tpu=False)
@@ -113,7 +121,7 @@ class EdgeTpuLayer(SimulationLayer):
 
     def _chip_part(self, op: OpWork) -> _Part:
         demand = op_demand(op, on_tpu=True)
-        return _Part(demand, self._on_chip(demand, 0.0, (1.0, 1.0)))
+        return _Part(demand, self._on_chip(demand, 0.0, (1.0, 1.0)), obstacle(op))
 
     def _on_chip(self, demand: Demand, streaming_us: float, shown: tuple[float, float]) -> OpCost:
         """One operation: its computing and its share of the streaming, as far as either shows in the total."""

@@ -139,6 +139,7 @@ def map_edgetpu(
     several: bool = False,
     sram_bytes: int = PARAMETER_SRAM_BYTES,
     reserved: float = RESERVED_PER_ACTIVATION_BYTE,
+    obstacles: Sequence[str] | None = None,
 ) -> EdgeTpuMap:
     """The report.
 
@@ -147,13 +148,16 @@ def map_edgetpu(
         several: As the compiler's ``-a``: several parts of the graph may be compiled.
         sram_bytes: Memory for parameters and activations.
         reserved: Bytes taken from it for each byte of the activations' peak.
+        obstacles: `obstacle` of every operation, where it is known already.
 
     Raises:
         BundleError: The bytes are no model file.
     """
     compiled = isinstance(source, bytes) and EDGETPU_OP in source
     work = read_workload(source) if isinstance(source, bytes) else source
-    reasons = ["" if compiled and op.kind == EDGETPU_OP.decode() else obstacle(op) for op in work.ops]
+    reasons = list(obstacles or map(obstacle, work.ops))
+    if compiled:
+        reasons = ["" if op.kind == EDGETPU_OP.decode() else why for op, why in zip(work.ops, reasons, strict=True)]
     refused = () if compiled else _refused(work)
     if not compiled and not several:
         reasons = _one_part(work, reasons)

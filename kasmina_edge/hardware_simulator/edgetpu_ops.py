@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 
 from kasmina_edge.hardware_simulator.workload import OpWork, Shape
 
@@ -204,7 +203,6 @@ def refusal(op: OpWork) -> str:
     return ""
 
 
-@lru_cache(maxsize=1 << 16)
 def obstacle(op: OpWork) -> str:
     """Why this operation cannot run on the Edge TPU, "" where it can; versions are `refusal`'s work."""
     rule = RULES.get(op.kind)

@@ -40,6 +40,7 @@ class Costs:
         band: Relative half-width that held 90 % of known cases; None: unknown.
         notes: Sentences for people: what streams, what falls back to the host, what does not fit.
         energy_uj: Where the layer knows better than power times time; None otherwise.
+        no_energy: Why the profile's power says nothing of this workload; "" where it does.
     """
 
     ops: tuple[OpCost, ...]
@@ -47,6 +48,7 @@ class Costs:
     band: float | None
     notes: tuple[str, ...] = ()
     energy_uj: float | None = None
+    no_energy: str = ""
 
     @property
     def latency_ms(self) -> float:

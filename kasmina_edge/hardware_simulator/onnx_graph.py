@@ -94,15 +94,16 @@ def read_graph(data: bytes) -> Graph:
     """The main graph of a model.
 
     Raises:
-        BundleError: The bytes are no ONNX model, or are cut off.
+        ValueError: The bytes are no ONNX model, or are cut off; the message says where.
+        BundleError: Graphs stand too deep in each other, or a shape is beyond all limits.
     """
     try:
         for number, wire, at, size in message_fields(data, 0, len(data)):
             if number == 7 and wire == _BYTES:
                 return _graph(data, at, at + size, 0)
-    except (ValueError, struct.error, UnicodeDecodeError, OverflowError) as exc:
-        raise BundleError(f"not an ONNX model of {len(data)} bytes: {exc}") from exc
-    raise BundleError(f"not an ONNX model of {len(data)} bytes: it holds no graph")
+    except (struct.error, OverflowError) as exc:
+        raise ValueError(str(exc)) from exc
+    raise ValueError("it holds no graph")
 
 
 def _graph(data: bytes, at: int, end: int, depth: int) -> Graph:

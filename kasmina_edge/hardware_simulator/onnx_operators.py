@@ -35,7 +35,7 @@ _WEIGHTS_AT = {"QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3}
 
 
 class Operand(Protocol):
-    """A tensor as `onnx_reading.Value` has it."""
+    """A tensor as `onnx_values.Value` has it."""
 
     name: str
     shape: Shape

@@ -10,19 +10,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 from kasmina_edge.errors import BundleError
 from kasmina_edge.hardware_simulator.onnx_folding import folded
-from kasmina_edge.hardware_simulator.onnx_graph import MAX_KNOWN, Constant, Graph, Node, OpenShape, checked, read_graph
-from kasmina_edge.hardware_simulator.onnx_operators import (
-    ALIASES,
-    FUSED_BEHIND,
-    Description,
-    described,
-)
+from kasmina_edge.hardware_simulator.onnx_graph import MAX_KNOWN, Constant, Graph, Node, OpenShape, checked
+from kasmina_edge.hardware_simulator.onnx_operators import ALIASES, FUSED_BEHIND
 from kasmina_edge.hardware_simulator.onnx_shapes import output_shapes
-from kasmina_edge.hardware_simulator.workload import BITS, OpWork, Shape, TensorWork, Workload
+from kasmina_edge.hardware_simulator.onnx_values import MISFITS, Draft, Value, constant_value, misfit
+from kasmina_edge.hardware_simulator.onnx_workload import workload_of
+from kasmina_edge.hardware_simulator.workload import Shape, Workload
 
 RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
 """Operators that no constants make constant."""
@@ -30,47 +26,8 @@ _SECOND_TYPES = {"ArgMax": "int64", "ArgMin": "int64", "Shape": "int64", "ConvIn
                  "MatMulInteger": "int32", "NonZero": "int64"}  # fmt: skip
 
 
-_MISFITS = (IndexError, KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError)
-"""What a node raises that lacks an operand or an attribute."""
-
-
-@dataclass
-class Value:
-    """A tensor while the file is read.
-
-    Attributes:
-        name: Its name in the file.
-        shape: In ONNX's layout.
-        dtype: A key of `BITS`.
-        constant: It stands in the file.
-        image: Its second axis is the channels.
-        numbers: Where they are known.
-        writer: The operation that writes it; None: fed or constant.
-    """
-
-    name: str
-    shape: Shape
-    dtype: str
-    constant: bool = False
-    image: bool = False
-    numbers: tuple[float, ...] | None = None
-    writer: Draft | None = None
-
-
-@dataclass
-class Draft:
-    """An operation while the file is read."""
-
-    node: Node
-    inputs: list[Value]
-    outputs: list[Value]
-    place: str
-    activation: str = ""
-    more_constants: list[Value] = field(default_factory=list)
-
-
 def read_onnx(
-    data: bytes,
+    graph: Graph,
     name: str = "",
     inputs: Mapping[str, Shape] | None = None,
     constants: Mapping[str, float] | None = None,
@@ -78,20 +35,19 @@ def read_onnx(
     """The main graph of a file; of an If, the branch that multiplies more.
 
     Args:
-        data: The file's bytes.
+        graph: Of the file (`onnx_graph.read_graph`).
         name: For people; "" takes the file's own.
         inputs: Whole shapes by input name, for open axes. An open first axis counts as 1 without it.
         constants: Inputs that are always fed the same number; an If that hangs on them is decided by it.
 
     Raises:
-        BundleError: No ONNX model, cut off, or a shape is open that nobody gives.
+        BundleError: A shape is open that nobody gives, or a node does not fit its operands.
     """
-    graph = read_graph(data)
     reader = _Reader(dict(inputs or {}), dict(constants or {}))
     fed = reader.feed(graph)
     reader.run(graph)
     given = [reader.value(n) for n in graph.outputs if n in reader.scope]
-    return reader.workload(name or graph.name or "model", fed, given)
+    return workload_of(name or graph.name or "model", reader.drafts, fed, given, reader.notes)
 
 
 class _Reader:
@@ -123,7 +79,7 @@ class _Reader:
     def run(self, graph: Graph) -> None:
         """Append a graph's operations."""
         for name, constant in graph.constants.items():
-            self.scope[name] = _constant(name, constant)
+            self.scope[name] = constant_value(name, constant)
         for node in graph.nodes:
             self._uses.update(node.inputs)
         self._ends |= set(graph.outputs)
@@ -134,8 +90,8 @@ class _Reader:
         for node in graph.nodes:
             try:
                 self._step(node, graph, readers)
-            except _MISFITS as exc:
-                raise _misfit(f"op {self._count} {node.kind}") from exc
+            except MISFITS as exc:
+                raise misfit(f"op {self._count} {node.kind}") from exc
 
     # ---- one node
 
@@ -144,7 +100,7 @@ class _Reader:
         if node.kind == "If":
             return self._branch(node)
         if node.kind == "Constant":
-            self.scope[node.outputs[0]] = _constant(node.outputs[0], node.constant or Constant((), "float32"))
+            self.scope[node.outputs[0]] = constant_value(node.outputs[0], node.constant or Constant((), "float32"))
             return None
         known = folded(node, [(v.shape, v.numbers) for v in operands])
         if known is not None:
@@ -241,7 +197,7 @@ class _Reader:
             outer = dict(self.scope)
             self.drafts, self._count = [], count
             self.run(graph)
-            macs = sum(_described(d).macs for d in self.drafts)
+            macs = sum(d.description.macs for d in self.drafts)
             found = [self.scope[n] for n in graph.outputs if n in self.scope]
             if best is None or macs > best[0] or (macs == best[0] and len(self.drafts) > len(best[1])):
                 best = (macs, self.drafts, found, self._count)
@@ -307,101 +263,7 @@ class _Reader:
             )
         return checked(tuple(int(n) for n in fixed), name)
 
-    # ---- the result
-
-    def workload(self, name: str, fed: list[Value], given: list[Value]) -> Workload:
-        ops, used = [], set()
-        self._find_images()
-        for draft in self.drafts:
-            told = _described(draft)
-            moving = [v for v in draft.inputs if not v.constant]
-            constants = 0
-            for v in draft.inputs:
-                if v.constant and v.name and v.name not in used:
-                    used.add(v.name)
-                    constants += told.constant_bytes.get(v.name, _bytes(v))
-            first = next(iter(moving), None) or draft.outputs[0] if draft.outputs else None
-            ops.append(
-                OpWork(
-                    kind=told.kind,
-                    inputs=tuple(_last(v) for v in moving),
-                    outputs=tuple(_last(v) for v in draft.outputs),
-                    dtype=first.dtype if first is not None else "float32",
-                    weights=told.weights,
-                    weights_dtype=told.weights_dtype,
-                    constant_bytes=constants,
-                    macs=told.macs,
-                    stride=told.stride,
-                    dilation=told.dilation,
-                    groups=told.groups,
-                    activation=draft.activation,
-                    place=draft.place,
-                )
-            )
-        return Workload(name, tuple(ops), self._lives(fed, given), "onnx", tuple(self.notes))
-
-    def _find_images(self) -> None:
-        """What convolutions and pools read and write, and what element by element comes of it or goes into it."""
-        for drafts in (self.drafts, reversed(self.drafts)):
-            for draft in drafts:
-                image = _described(draft).image
-                values = [v for v in (*draft.inputs, *draft.outputs) if not v.constant and len(v.shape) >= 3]
-                if image is None:
-                    image = any(v.image for v in values)
-                if image:
-                    for v in values:
-                        v.image = True
-
-    def _lives(self, fed: list[Value], given: list[Value]) -> tuple[TensorWork, ...]:
-        values: dict[int, tuple[Value, int]] = {id(v): (v, -1) for v in fed}
-        readers: dict[int, list[int]] = {}
-        for i, draft in enumerate(self.drafts):
-            for v in draft.inputs:
-                if not v.constant and i not in readers.setdefault(id(v), []):
-                    readers[id(v)].append(i)
-            for v in draft.outputs:
-                values.setdefault(id(v), (v, i))
-        last = {id(v) for v in given}
-        found, seen = [], Counter[str]()
-        for key, (v, first) in values.items():
-            read = tuple(readers.get(key, ()))
-            seen[v.name] += 1
-            name = v.name if seen[v.name] == 1 else f"{v.name}#{seen[v.name]}"
-            end = len(self.drafts) if key in last else max((*read, first))
-            found.append(TensorWork(name, _last(v), v.dtype, first, end, read))
-        return tuple(found)
-
-
-def _described(draft: Draft) -> Description:
-    try:
-        return described(draft.node, draft.inputs, draft.outputs)
-    except _MISFITS as exc:
-        raise _misfit(draft.place) from exc
-
-
-def _misfit(place: str) -> BundleError:
-    return BundleError(
-        f"{place}: its inputs, outputs and attributes do not fit together",
-        "Run onnx.checker.check_model on the model; it is damaged, or its exporter is wrong.",
-    )
-
 
 def _kept_type(node: Node, operands: Sequence[Value], dtype: str) -> str:
     """Weights behind a DequantizeLinear stay what they are in the file."""
     return operands[0].dtype if node.kind == "DequantizeLinear" else dtype
-
-
-def _constant(name: str, constant: Constant) -> Value:
-    return Value(name, constant.shape, constant.dtype, constant=True, numbers=constant.values)
-
-
-def _bytes(value: Value) -> int:
-    return -(-math.prod(value.shape) * BITS[value.dtype] // 8)
-
-
-def _last(value: Value) -> Shape:
-    """Channels last, where it is an image; a signal counts as an image one pixel high."""
-    shape = value.shape
-    if not value.image or len(shape) < 3:
-        return shape
-    return (shape[0], *((1,) if len(shape) == 3 else ()), *shape[2:], shape[1])

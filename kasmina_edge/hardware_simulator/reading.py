@@ -37,6 +37,15 @@ def read_workload(
         from kasmina_edge.hardware_simulator.tflite_reading import read_tflite
 
         return sound(read_tflite(data, name))
+    from kasmina_edge.hardware_simulator.onnx_graph import read_graph
     from kasmina_edge.hardware_simulator.onnx_reading import read_onnx
 
-    return sound(read_onnx(data, name, inputs, constants))
+    try:
+        graph = read_graph(data)
+    except ValueError as exc:
+        raise BundleError(
+            f"{name or 'model'}: {len(data)} bytes that are neither a TFLite file (bytes 4 to 8 are {data[4:8]!r}, "
+            f"expected {IDENTIFIER!r}) nor an ONNX model ({exc})",
+            "Give a .tflite or .onnx file, neither packed nor encrypted.",
+        ) from exc
+    return sound(read_onnx(graph, name, inputs, constants))

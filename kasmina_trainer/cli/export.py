@@ -19,6 +19,7 @@ from kasmina_trainer.datasets.scenes import set_aside
 if TYPE_CHECKING:
     from kasmina_edge.bundle import Bundle
     from kasmina_trainer.checkpoints import Checkpoint
+    from kasmina_trainer.export.report import Exported
 
 
 def export(
@@ -75,7 +76,8 @@ def export(
 
     Nothing in MODEL is executed: pickles are refused. A model card is written beside the bundle.
     """
-    from kasmina_trainer.cli import export_model
+    from kasmina_trainer.cli import export_model, exported
+    from kasmina_trainer.export.report import quantization_report
 
     form = export_model.form_of(weights, profile)
     options: dict[str, Any] = {
@@ -89,7 +91,7 @@ def export(
         if checkpoint or parent or captured or simulated:
             raise InputError("--checkpoint, --parent, --captured and --simulated belong to a checkpoint, MODEL is none")
         with busy("Reading, quantizing and checking against torch", quiet=as_json):
-            bundle, more = export_model.export_file(
+            bundle, more, made = export_model.export_file(
                 model,
                 name=name,
                 version=version or "1.0.0",
@@ -107,20 +109,24 @@ def export(
         under = _parent(parent, out, own) if saved.grafts else None
         version = version or ("1.1.0" if saved.grafts else "1.0.0")
         with busy("Quantizing and checking against torch", quiet=as_json):
-            bundle = _export(saved, own, version, under, captured, simulated, seed, options)
+            bundle, made = _export(saved, own, version, under, captured, simulated, seed, options)
     signed, path, card = _write(bundle, out)
+    with busy("Measuring layer by layer", quiet=as_json):
+        report = quantization_report(signed, made)
     manifest = signed.manifest
     rows = [("bundle", f"{manifest.id}, {len(manifest.grafts)} grafts, content {manifest.content_digest()[:12]}")]
     rows += more
     for entry in manifest.models:
         rows.append((entry.engine, f"{size_text(entry.file.size_bytes)}, {export_model.proof(manifest, entry)}"))
-    rows += export_model.mapping_rows(signed)
+    rows += [*exported.report_rows(report), *exported.estimate_rows(signed), *export_model.mapping_rows(signed)]
     value = {
         "file": str(path),
         "card": str(card),
         "digest": manifest.content_digest(),
         "manifest": manifest.model_dump(mode="json"),
         "mapping": export_model.mapping_value(signed),
+        "estimate": exported.estimate_value(signed),
+        "quantization": None if report is None else report.as_data(),
     }
     emit(value, as_json=as_json, table=rows_table([*rows, ("card", str(card)), ("written", str(path))]))
 
@@ -158,10 +164,11 @@ def _export(
     simulated: str | None,
     seed: int,
     options: dict[str, Any],
-) -> Bundle:
-    """A checkpoint of the digits host, with or without grafts."""
+) -> tuple[Bundle, Exported]:
+    """A checkpoint of the digits host, with or without grafts, and what it was made of."""
     from kasmina_trainer.export.bundle import export_bundle
     from kasmina_trainer.export.documents import ModelCard
+    from kasmina_trainer.export.report import Exported
 
     parts = digits.split_digits(int(saved.metadata.get("seed", seed)))
     calibration, domains = parts.host.nhwc(), {"clean": parts.probes.nhwc()}
@@ -172,12 +179,14 @@ def _export(
         x = digits.to_nhwc(x)
         calibration, domains["captured"] = np.concatenate([calibration, x[~aside]]), x[~aside]
         frames.append((x[aside], y[aside]))
-    return export_bundle(
+    held_out = np.concatenate([x for x, _ in frames])
+    truth = np.concatenate([y for _, y in frames])
+    bundle = export_bundle(
         saved.network,
         name,
         version=version,
         calibration=calibration,
-        held_out=(np.concatenate([x for x, _ in frames]), np.concatenate([y for _, y in frames])),
+        held_out=(held_out, truth),
         labels=digits.LABELS,
         domains=domains,
         probes=(parts.probes.nhwc(), parts.probes.y),
@@ -191,6 +200,8 @@ def _export(
         ),
         **options,
     )
+    module = saved.network.module_for_export()
+    return bundle, Exported(module, calibration, held_out, truth, options.get("quantize"))
 
 
 def _write(bundle: Bundle, out: Path) -> tuple[Bundle, Path, Path]:

@@ -17,6 +17,7 @@ from kasmina_edge.errors import InputError
 if TYPE_CHECKING:
     from kasmina_edge.bundle import Bundle
     from kasmina_trainer.export.mapping import Mapped
+    from kasmina_trainer.export.report import Exported
 
 Array = npt.NDArray[Any]
 HELD_OUT_EVERY = 4
@@ -67,8 +68,8 @@ def export_file(
     layout: str,
     input_shape: str | None,
     options: Mapping[str, Any],
-) -> tuple[Bundle, tuple[tuple[str, str], ...]]:
-    """A bundle from a model file, and lines for the report.
+) -> tuple[Bundle, tuple[tuple[str, str], ...], Exported]:
+    """A bundle from a model file, lines for the report, and what it was made of.
 
     Raises:
         InputError: A file is missing or not what it must be; no calibration data (the message says what to pass).
@@ -83,6 +84,7 @@ def export_file(
     from kasmina_trainer.export.bundle import export_bundle
     from kasmina_trainer.export.documents import ModelCard
     from kasmina_trainer.export.layout import as_app
+    from kasmina_trainer.export.report import Exported
     from kasmina_trainer.export.source import load_source
 
     source = load_source(model, input_shape=_shape(input_shape))
@@ -115,11 +117,12 @@ def export_file(
         output_names=source.output_names,
         channels_last=moved,
         provenance={"source": source.provenance},
-        card=ModelCard(training_data=(), evaluation_data=(str((held_out or calibration).name),)),
+        card=ModelCard(training_data=(), evaluation_data=(str((held_out or calibration).name),), network=model.name),
         **options,
     )
     shape = ", ".join(map(str, bundle.manifest.inputs[0].shape))
-    return bundle, (("frames", f"{told}; the app hands over ({shape}) float32"),)
+    made = Exported(source.module, x, frames, truth if classes else None, options.get("quantize"), moved)
+    return bundle, (("frames", f"{told}; the app hands over ({shape}) float32"),), made
 
 
 def read_frames(path: Path, shape: Sequence[int], *, channels_last: bool) -> tuple[Array, Array | None]:

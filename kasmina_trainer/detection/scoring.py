@@ -121,8 +121,18 @@ def average_precisions(judged: Judged, weights: Counts | None = None) -> Floats:
 
 
 def mean_average_precision(judged: Judged, weights: Counts | None = None) -> float:
-    """Mean of `average_precisions` over the classes that are there."""
-    return float(np.nanmean(average_precisions(judged, weights)))
+    """Mean of `average_precisions` over the classes that are there.
+
+    Raises:
+        InputError: No scene that counts holds an object.
+    """
+    found = average_precisions(judged, weights)
+    there = found[~np.isnan(found)]
+    if not len(there):
+        raise InputError(
+            f"{len(judged.objects)} scenes hold no object: there is nothing to find", "Give scenes with some."
+        )
+    return float(there.mean())
 
 
 def loss_interval(
@@ -135,7 +145,11 @@ def loss_interval(
         after: Those of another on the same scenes.
         seed: Draws the scenes.
         resamples: How many draws.
-        level: Share of the draws inside the interval (percentile method, Efron and Tibshirani 1993).
+        level: Share of the draws inside the interval (percentile method, Efron and Tibshirani 1993). A draw without
+            any object does not count.
+
+    Raises:
+        InputError: Not the same scenes, or no object in any.
     """
     count = len(before.objects)
     if len(after.objects) != count:
@@ -144,6 +158,8 @@ def loss_interval(
     losses = []
     for _ in range(resamples):
         weights = np.bincount(rng.integers(0, count, count), minlength=count)
+        if before.objects.any() and not (weights @ before.objects).any():
+            continue
         losses.append(mean_average_precision(before, weights) - mean_average_precision(after, weights))
     low, high = np.quantile(losses, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -32,7 +33,6 @@ from kasmina_trainer.export.documents import ModelCard
 from kasmina_trainer.export.judging import Judge, Measured
 from kasmina_trainer.export.layout import AppModule, as_app, float_outputs
 from kasmina_trainer.export.models import Built, Proof, thinned
-from kasmina_trainer.export.selftest_vectors import drawn_rows
 from kasmina_trainer.quantization import HEADROOM, Prepared, QuantizeConfig, prepare
 
 Array = npt.NDArray[Any]
@@ -164,7 +164,7 @@ def export_bundle(
         held_out=fed["held_out"],
         calibration=fed["calibration"],
         judge=judge,
-        rows=drawn_rows(len(frames), seed),
+        seed=seed,
         parent=parent,
         minimum_agreement=usual if minimum_agreement is None else minimum_agreement,
     )
@@ -242,6 +242,7 @@ def _quantized_models(
         prepared=prepared,
         channels_last=app.moves_outputs,
     )
+    proof = replace(proof, lite=lite.data)
     first = models.litert_model(lite.data, lite.inputs, lite.outputs, lite.sites, proof)
     twin = onnx.export_onnx(
         module,
@@ -260,6 +261,7 @@ def _quantized_models(
 def _float_models(app: AppModule, proof: Proof) -> tuple[Built, ...]:
     data = tflite.export_float_tflite(app, app.app_shape)
     border = flatbuffer.border(flatbuffer.parse(data), floats=True)
+    proof = replace(proof, lite=data)
     return (
         models.litert_model(data, *border, {}, proof),
         models.onnx_model(onnx.export_float_onnx(app, app.app_shape), proof),

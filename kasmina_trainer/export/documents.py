@@ -54,6 +54,7 @@ class ModelCard:
         ethics: Considerations on people and harm.
         licence: SPDX expression, or a name.
         timestamp: ISO 8601 instant to carry, if any.
+        network: What it was made from: a file's name, or its architecture's; "": the module's class.
     """
 
     description: str = ""
@@ -65,6 +66,7 @@ class ModelCard:
     ethics: tuple[str, ...] = ()
     licence: str = ""
     timestamp: str = ""
+    network: str = ""
 
 
 def bill_of_materials(
@@ -90,8 +92,7 @@ def bill_of_materials(
         },
         "tools": {"components": [{"type": "application", "name": "kasmina", "version": _version("kasmina")}]},
     }
-    if card.description:
-        metadata["component"]["description"] = card.description
+    metadata["component"]["description"] = card.description or _sentence(manifest, card)
     if card.licence:
         metadata["component"]["licenses"] = [{"license": {"name": card.licence}}]
     if card.timestamp:
@@ -166,6 +167,17 @@ def markdown(data: bytes) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _sentence(manifest: BundleManifest, card: ModelCard) -> str:
+    """What can be said without people: what goes in and what comes out."""
+    taken = " and ".join(_border(i.dtype, i.shape) for i in manifest.inputs)
+    given = {
+        "classification": f"tells {len(manifest.labels)} classes apart",
+        "detection": "finds objects",
+    }.get(manifest.head, f"gives {len(manifest.outputs)} output{'s' if len(manifest.outputs) > 1 else ''}")
+    made = f", made from {card.network}" if card.network else ""
+    return f"A network that takes {taken} and {given}{made}. What it is for is not stated."
+
+
 def _section(title: str, items: Sequence[str] | None) -> list[str]:
     return ["", f"## {title}", "", *(f"- {item}" for item in items or (_UNSTATED,))]
 
@@ -175,9 +187,10 @@ def _card(
 ) -> dict[str, Any]:
     parameters: dict[str, Any] = {
         "task": manifest.head if manifest.head != "other" else "other (the app gives the outputs their meaning)",
-        "modelArchitecture": f"{type(module).__name__}, {sum(p.numel() for p in module.parameters())} parameters",
+        "modelArchitecture": f"{card.network or type(module).__name__}, "
+        f"{sum(p.numel() for p in module.parameters())} parameters",
         "inputs": [{"format": _border(i.dtype, i.shape)} for i in manifest.inputs],
-        "outputs": [{"format": f"{o.name}: {_border(o.dtype, o.shape)}"} for o in manifest.outputs],
+        "outputs": [{"format": _named(o.name) + _border(o.dtype, o.shape)} for o in manifest.outputs],
     }
     names = dict.fromkeys((*card.training_data, *card.evaluation_data))
     if names:
@@ -220,8 +233,14 @@ def _metrics(built: Sequence[Built], compares: str) -> list[dict[str, str]]:
                 f"cosine {output.cosine:.5f}, SQNR {output.sqnr_db:.1f} dB, "
                 f"largest difference {output.max_abs_difference:.4g}"
             )
-            rows.append({"type": f"output {output.name}", "value": text, "slice": path})
+            kind = "answers beside the float network's" + (f", {output.name}" if len(model.figures) > 1 else "")
+            rows.append({"type": kind, "value": text, "slice": path})
     return rows
+
+
+def _named(output: str) -> str:
+    """An output's name as a card shows it; nothing where the export had to invent one."""
+    return "" if output == "output" else f"{output}: "
 
 
 def _border(dtype: str, shape: Sequence[int]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,9 @@ import numpy.typing as npt
 from kasmina_edge.bundle import Bundle
 from kasmina_edge.contracts.arrays import pack_arrays
 from kasmina_edge.contracts.manifest import FileEntry, ModelFile, ModelTensor, Parity, SelfTest, SiteTensors
-from kasmina_trainer.export import judging, onnx, parity
+from kasmina_trainer.export import flatbuffer, judging, onnx, parity
 from kasmina_trainer.export.judging import Judge, OutputFigures
-from kasmina_trainer.export.selftest_vectors import MOST_VECTORS, affordable, spread_rows
+from kasmina_trainer.export.selftest_vectors import MOST_VECTORS, affordable, drawn_rows, telling_rows
 
 Array = npt.NDArray[Any]
 
@@ -45,20 +46,28 @@ class Proof:
         held_out: Model inputs that nothing was trained or calibrated on.  # (M, ...)
         calibration: Model inputs that set the ranges; some of them help to find the self-test's tolerance.
         judge: Compares answers on ``held_out`` with the float network's.
-        rows: Which held-out inputs become self-test vectors, where so many are not too large for the file.
+        seed: Chooses which held-out inputs become self-test vectors.
         parent: Its self-test inputs are taken over where the grown model takes the same numbers.
         minimum_agreement: Least agreement that passes.
+        lite: The TFLite file, spoilt to find the inputs that tell; "" before it is made.
     """
 
     held_out: Array
     calibration: Array
     judge: Judge
-    rows: Array
+    seed: int
     parent: Bundle | None
     minimum_agreement: float
+    lite: bytes = b""
+
+    @cached_property
+    def telling(self) -> Array:
+        """Held-out inputs in the order in which they help to tell a spoilt file from a whole one."""
+        inputs, _ = flatbuffer.border(flatbuffer.parse(self.lite), floats=True)
+        return telling_rows(self.lite, parity.to_rows(self.held_out, inputs[0]), self.seed)
 
     def vectors(self, data: bytes, inputs: Array, answers: Sequence[Array]) -> Array:
-        """Which held-out inputs a file is tested with: ``rows``, or fewer that are chosen by their answers.
+        """Which held-out inputs a file is tested with: 64 of them, or the first of ``telling`` where it affords fewer.
 
         Args:
             data: The file.
@@ -67,7 +76,8 @@ class Proof:
         """
         one = inputs[:1].nbytes + sum(a[:1].size * inputs.itemsize for a in answers)
         count = affordable(len(data), one)
-        return self.rows if count >= len(self.rows) else spread_rows(answers, count)
+        drawn = drawn_rows(len(inputs), self.seed)
+        return drawn if count >= len(drawn) else np.sort(self.telling[:count])
 
     def frames(self) -> Array:
         """Held-out frames first, then some of the calibration's: what the self-test's tolerance is measured on."""
@@ -98,7 +108,7 @@ def litert_model(
     judging.require(TFLITE_PATH, found, proof.judge.compares, proof.minimum_agreement)
     asked = _parent_vectors(proof.parent, "litert", inputs[0])
     quantized = parity.to_rows(proof.frames(), inputs[0])
-    asked = quantized[proof.vectors(data, quantized, answers)] if asked is None else asked
+    asked = quantized[proof.vectors(data, quantized[: len(proof.held_out)], answers)] if asked is None else asked
     everything = np.concatenate([asked, quantized])
     fast = parity.litert_raw(data, everything)
     slow = parity.litert_raw(data, everything, reference_kernels=True)
@@ -121,7 +131,7 @@ def onnx_model(made: onnx.OnnxExport, proof: Proof) -> Built:
     judging.require(ONNX_PATH, found, proof.judge.compares, proof.minimum_agreement)
     asked = _parent_vectors(proof.parent, "onnxruntime", made.inputs[0])
     frames = proof.frames()
-    asked = frames[proof.vectors(made.data, frames, answers)] if asked is None else asked
+    asked = frames[proof.vectors(made.data, proof.held_out, answers)] if asked is None else asked
     everything = np.concatenate([asked, frames])
     fast = parity.onnx_outputs(made.data, everything)
     plain = parity.onnx_outputs(made.data, everything, optimize=False)

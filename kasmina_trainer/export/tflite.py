@@ -16,6 +16,7 @@ import numpy.typing as npt
 from torch import nn
 
 from kasmina_edge.contracts.manifest import ModelTensor, SiteTensors
+from kasmina_edge.errors import InputError
 from kasmina_trainer import quantization
 from kasmina_trainer.export import flatbuffer, judging, parity
 from kasmina_trainer.export.alignment import Alignment, align
@@ -66,6 +67,7 @@ def export_tflite(
     prepared: Prepared | None = None,
     judge: Judge | None = None,
     channels_last: bool = True,
+    network: FloatNetwork | None = None,
 ) -> TfliteExport:
     """Convert, quantize, choose and canonicalize.
 
@@ -82,13 +84,19 @@ def export_tflite(
         prepared: What `quantization.prepare` made of the module for ``config``; it is converted in the module's place.
         judge: Compares answers, for a network that is no classification; None: ``float_logits`` and ``labels`` do.
         channels_last: As `layout.as_app`.
+        network: What `convert` made of the folded module, where that is known already; of ``prepared``'s, where it
+            changed the module. The bytes are the same.
 
     Raises:
-        InputError: The frames do not fit the network.
+        InputError: The frames do not fit the network, or ``network`` takes others.
         KasminaError: The network does not convert, or does not become int8 throughout.
     """
     folded = fold_norms(prepared.module if prepared else module)
-    network = convert(folded, (1, *calibration.shape[1:]), channels_last=channels_last)
+    shape = (1, *calibration.shape[1:])
+    if network is None:
+        network = convert(folded, shape, channels_last=channels_last)
+    elif network.app_shape != shape:
+        raise InputError(f"the converted network takes {network.app_shape}, the frames are {shape}")
     places = find_sites(network, module, sites, calibration, prepared)
     if judge is None:
         given = (parity.float_logits(module, held_out) if float_logits is None else float_logits,)

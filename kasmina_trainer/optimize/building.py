@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from kasmina_edge.contracts.canonical import sha256_hex
 from kasmina_edge.errors import InputError
 from kasmina_trainer import quantization
 from kasmina_trainer.export import flatbuffer
-from kasmina_trainer.export.float_tflite import convert
+from kasmina_trainer.export.float_tflite import FloatNetwork, convert
 from kasmina_trainer.export.folding import fold_norms
 from kasmina_trainer.export.parity import float_logits, litert_logits
 from kasmina_trainer.export.tflite import export_tflite
@@ -93,13 +94,22 @@ class Builder:
         task: Network and data.
         prune: Takes channels away; None: recipes that prune are refused.
         clock: Seconds that only go up.
+        like: A builder of the same network, whose conversion is taken over.
 
     Raises:
         InputError: The network does not answer with one row of classes a frame.
     """
 
-    def __init__(self, task: Task, *, prune: Prune | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        task: Task,
+        *,
+        prune: Prune | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        like: Builder | None = None,
+    ) -> None:
         self.task = task
+        self._like = like
         self._prune = prune
         self._clock = clock
         self._answers = {"held_out": float_logits(task.module, task.held_out),
@@ -119,10 +129,16 @@ class Builder:
         """
         return _right(self._answers[part], self._answers[part], self._labels(part))
 
+    @cached_property
+    def float_network(self) -> FloatNetwork:
+        """The network converted, once for all recipes that leave its weights alone."""
+        if self._like is not None:
+            return self._like.float_network
+        return convert(fold_norms(self.task.module), (1, *self.task.learn.shape[1:]))
+
     def float_file(self) -> bytes:
         """The network as a float TFLite file, names stripped."""
-        folded = fold_norms(self.task.module)
-        model = flatbuffer.parse(convert(folded, (1, *self.task.learn.shape[1:])).data)
+        model = flatbuffer.parse(self.float_network.data)
         flatbuffer.canonical(model)
         return flatbuffer.serialize(model)
 
@@ -142,6 +158,7 @@ class Builder:
         if recipe.quantize.method == "qat":
             module = copy.deepcopy(module).requires_grad_(True)  # a host's own parameters are frozen
         calibration = thinned(task.learn, MOST_CALIBRATION_FRAMES)
+        prepared = quantization.prepare(module, recipe.quantize, calibration, (task.learn, task.learn_labels))
         made = export_tflite(
             module,
             calibration=calibration,
@@ -149,7 +166,8 @@ class Builder:
             labels=task.labels,
             float_logits=self._answers["held_out"],
             config=recipe.quantize,
-            prepared=quantization.prepare(module, recipe.quantize, calibration, (task.learn, task.learn_labels)),
+            prepared=prepared,
+            network=self.float_network if prepared.module is task.module else None,
         )
         right, final = (
             _right(litert_logits(made.data, frames), self._answers[part], self._labels(part))

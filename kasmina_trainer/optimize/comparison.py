@@ -79,13 +79,16 @@ class Comparison:
     @property
     def identical(self) -> bool:
         """Whether nothing differs at all."""
-        return all(x.own_error == 0 and x.total_db >= 199 for x in self.looks) and self.answers.largest == 0
+        same = all(x.own_error == 0 and x.total_db >= 199 for x in self.looks) and self.answers.sqnr_db >= 199
+        return same and self.answers.largest == 0 and not self.culprits
 
     def verdict(self) -> str:
         """One sentence."""
         if self.culprits:
             first = self.culprits[0]
             where = f"{first.place} (layer {first.layer})" if first.layer else first.place
+            if first.cause.word == NOT_FINITE:
+                return f"They part at {where}: {first.cause.sentence}."
             return (
                 f"They part at {where}: {first.cause.sentence}. Its own error is {first.look.excess_db:.0f} dB above "
                 "what rounding explains."
@@ -160,8 +163,10 @@ def compare(
     scene = set_scene(ours, theirs, [x[rows] for x in frames])
     if ours.quantized and not scene.exact:
         notes.append(f"{ours.title} stores values otherwise: its weights were compared without its rounding.")
+    whole, scene = scene, _finite(scene)
     looks, culprits = _named(scene, parting.look(scene))
-    matched = {p.step.index for p in scene.pairs if p.step is not None}
+    culprits = sorted([*culprits, *_broken(whole)], key=lambda c: -1 if (s := c.look.pair.step) is None else s.index)
+    matched = {p.step.index for p in whole.pairs if p.step is not None}
     lost = [s.label for s in theirs.steps if s.index not in matched and s.kind in _WEIGHTED]
     if lost:
         notes.append(f"{len(lost)} steps of {theirs.title} have no counterpart that could be found.")
@@ -185,6 +190,33 @@ def _named(scene: Scene, looks: Sequence[Look]) -> tuple[tuple[Look, ...], list[
     return tuple(marked), culprits
 
 
+def _finite(scene: Scene) -> Scene:
+    """The scene without activations in which either form has values that are no numbers: no step explains those."""
+
+    def sound(pair: Pair) -> bool:
+        return bool(
+            np.isfinite(scene.our_values[pair.ours]).all() and np.isfinite(scene.their_values[pair.theirs]).all()
+        )
+
+    return replace(scene, pairs=tuple(pair for pair in scene.pairs if sound(pair)))
+
+
+def _broken(scene: Scene) -> list[Culprit]:
+    """The first step of the second form that gives what is no number where the first form gives numbers."""
+    for pair in scene.pairs:
+        written = scene.their_values[pair.theirs]
+        bad = int((~np.isfinite(written)).sum())
+        if bad and np.isfinite(scene.our_values[pair.ours]).all():
+            cause = Cause(
+                NOT_FINITE, f"{bad} of {written.size} values are not finite numbers",
+                "Look for NaN among its weights; 4-bit weights need a runtime that has them, so try another engine.",
+            )  # fmt: skip
+            found = Look(pair, -199.0, 0.0, -199.0, 199.0, 1.0, 0.0, 0.0, suspect=True, matters=True, named=True)
+            return [Culprit(found, cause, place_of(pair), layer_of(pair), source_of(pair))]
+    return []
+
+
+NOT_FINITE = "not finite"
 _WEIGHTED = ("conv_2d", "depthwise_conv_2d", "fully_connected", "transpose_conv", "batch_matmul")
 
 
@@ -236,7 +268,16 @@ def _answers(
     notes = []
     worst, largest = 199.0, 0.0
     other = [layout.apply(b) for layout, b in zip(layouts, other, strict=True)]
+    for form, values in ((ours, mine), (theirs, other)):
+        bad = sum(int((~np.isfinite(x)).sum()) for x in values)
+        if bad:
+            notes.append(f"{form.title}: {bad} of {sum(x.size for x in values)} answers are not finite numbers.")
     for a, b in zip(mine, other, strict=True):
+        sound = np.isfinite(a) & np.isfinite(b)
+        if not sound.all():
+            worst, a, b = -199.0, a[sound], b[sound]
+        if not a.size:
+            continue
         worst = min(worst, parting.decibels(parting.power(a), parting.power(a.astype(np.float64) - b)))
         largest = max(largest, float(np.abs(a.astype(np.float64) - b).max()))
     first, second = (x[0].reshape(len(x[0]), -1) for x in (mine, other))

@@ -150,7 +150,7 @@ class Optimizing:
         new = [o.recipe for o in self.offers if self._search.kept(o.recipe) is None]
         if not any(self._search.kept(o.recipe) is None for o in self.offers if not o.only_if):
             return {}
-        small = Builder(self.task.small(), prune=self._prune, clock=self._clock)
+        small = Builder(self.task.small(), prune=self._prune, clock=self._clock, like=self._builder)
         failed: dict[str, KasminaError] = {}
         methods = {recipe.quantize.method: recipe for recipe in reversed(new)}
         for method, recipe in sorted(methods.items()):

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from kasmina_edge.errors import InputError
 from kasmina_trainer.quantization.config import QuantizeConfig
 from kasmina_trainer.quantization.ranges import Array
@@ -113,10 +115,17 @@ def report_of(
         notes: What was done (`Prepared.notes`).
 
     Raises:
-        InputError: The answers do not fit each other, or there are none.
+        InputError: The answers do not fit each other, there are none, or one is not finite.
     """
     if answers.shape != float_answers.shape or answers.ndim != 2:
         raise InputError(f"report: answers {answers.shape} against {float_answers.shape}; (N, classes) twice is needed")
+    for whose, values in (("the file's", answers), ("the float network's", float_answers)):
+        if not np.isfinite(values).all():
+            bad = int((~np.isfinite(values)).sum())
+            raise InputError(
+                f"report: {bad} of {values.size} of {whose} answers are not finite numbers",
+                "Run the file on an engine that computes its widths; 4-bit weights need LiteRT.",
+            )
     top, float_top = answers.argmax(1), float_answers.argmax(1)
     return QuantizationReport(
         config,

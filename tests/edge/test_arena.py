@@ -178,3 +178,12 @@ def test_a_network_whose_tensors_all_live_on_is_packed_in_time_that_is_no_cube(p
     held = arena_bytes(work, alignment=1, planner=planner)
     assert time.process_time() - began < 20.0
     assert held == sum(t.size_bytes for t in tensors)
+
+
+@pytest.mark.parametrize("planner", PLANNERS)
+def test_scratch_of_no_bytes_takes_no_place(planner: Planner) -> None:
+    nothing = (1, 0, 4)
+    ops = (OpWork("batch_matmul", (nothing, nothing), ((1, 0, 0),), "int8"),)
+    fed = tuple(TensorWork(f"t{i}", nothing, "int8", -1, 0, (0,)) for i in range(2))
+    work = Workload("empty", ops, (*fed, TensorWork("large", (1, 100), "int8", -1, 1, (0,))))
+    assert [block.name for block in arena_plan(work, planner=planner)] == ["large"]

@@ -178,5 +178,20 @@ def test_two_files_with_one_name(capsys: pytest.CaptureFixture[str], tmp_path: P
     mine(tmp_path)
     (tmp_path / "other.toml").write_text((tmp_path / "mine.toml").read_text().replace('"mine"', '"other"', 1).replace(
         "ram_bytes", 'aliases = ["mine"]\nram_bytes', 1))  # fmt: skip
+    for verb in ("mine", "other"):
+        code, out = call(capsys, "show", verb, "--profiles", tmp_path)
+        assert code == 2 and "'mine' is taken by" in out and "other.toml" in out
+
+
+def test_a_malformed_file_is_listed_and_stops_no_verb(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = mine(tmp_path, ("clock_mhz = 160.0", 'clock_mhz = "160"'))
+    said = f"{path}.clock_mhz: input should be a valid number, got '160'"
+    code, found = value(capsys, "list", "--profiles", tmp_path)
+    assert code == 0 and found.pop(str(path)) == {"error": said} and found == value(capsys, "list")[1]
     code, out = call(capsys, "list", "--profiles", tmp_path)
-    assert code == 2 and "'mine' is taken by" in out and "other.toml" in out
+    assert code == 0 and "mine" in out and "not read" in out and "coral-usb" in out
+    assert call(capsys, "show", "coral", "--profiles", tmp_path)[0] == 0
+    assert call(capsys, "check", "coral", "--profiles", tmp_path)[0] == 0
+    assert said in call(capsys, "show", "mine", "--profiles", tmp_path)[1]
+    code, found = value(capsys, "check", "--profiles", tmp_path)
+    assert code == 1 and [each["faults"] for each in found["profiles"] if not each["ok"]] == [[said]]

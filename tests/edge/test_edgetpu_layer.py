@@ -149,8 +149,24 @@ def test_what_streams_and_what_stays_on_the_host_is_said() -> None:
     assert "68 of 70 ops map" in said and "stream over usb3" in said and "2 ops stay on the CPU" in said
     assert [op.where for op in costs.ops[-2:]] == ["cpu", "cpu"]
     assert {op.bound for op in costs.ops} >= {"compute", "memory", "transfer"}
-    small = EdgeTpuLayer(load_profile("coral-usb")).costs(one_conv(8))
-    assert "faster than every anchor (2.1 ms)" in " ".join(small.notes)
+
+
+def test_below_the_fastest_anchor_the_band_is_unknown() -> None:
+    small = HardwareContext(load_profile("coral-usb")).estimate(one_conv(8))
+    assert small.band is None and small.latency_ms < 2.1
+    assert "faster than every anchor (2.1 ms): no band was measured there" in small.notes
+    anchors = [{**a.model_dump(), "latency_ms": 0.9 * small.latency_ms} for a in load_profile("coral-usb").anchors[:1]]
+    found = HardwareContext(changed(anchors=anchors)).estimate(one_conv(8))
+    assert found.band == load_profile("coral-usb").error_band and not [n for n in found.notes if "faster" in n]
+
+
+def test_the_energy_of_what_the_cpu_runs_is_not_the_accelerators() -> None:
+    context = HardwareContext(load_profile("coral-usb"))
+    t = LayerTable("floats", dtype="float32")
+    floats = context.estimate(t.build(t.conv(t.input((1, 64, 64, 8)), 64, 3)))
+    assert floats.energy_uj is None and "the profile's power is the accelerator's" in floats.energy_how
+    mapped = context.estimate(table("mobilenet-v1"))
+    assert mapped.energy_uj == pytest.approx(2.0 * mapped.latency_ms * 1e3) and mapped.energy_how == "power x time"
 
 
 def test_a_float_network_runs_on_the_host_and_has_no_band() -> None:

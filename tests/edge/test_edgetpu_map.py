@@ -10,7 +10,15 @@ import pytest
 from kasmina_edge.engines.edgetpu import EDGETPU_OP
 from kasmina_edge.errors import BundleError
 from kasmina_edge.hardware_simulator.edgetpu_map import SPLIT, map_edgetpu, peak_activation_bytes
-from kasmina_edge.hardware_simulator.edgetpu_ops import PARSED, RULES, caution, obstacle, refusal
+from kasmina_edge.hardware_simulator.edgetpu_ops import (
+    PARSED,
+    RULES,
+    UNPARSED,
+    UNPARSED_PREFIXES,
+    caution,
+    obstacle,
+    refusal,
+)
 from kasmina_edge.hardware_simulator.networks import table
 from kasmina_edge.hardware_simulator.networks.building import LayerTable
 from kasmina_edge.hardware_simulator.workload import OpWork, Workload
@@ -202,3 +210,13 @@ def test_the_networks_of_the_table_split_where_they_should() -> None:
     assert [o.op.kind for o in deeplab.ops if not o.maps] == ["resize_bilinear", "argmax"]
     ssd = map_edgetpu(table("mobilenet-v2-ssd"))
     assert [o.op.kind for o in ssd.ops if not o.maps] == ["tflite_detection_postprocess"]
+
+
+def test_no_operation_is_both_parsed_and_newer_than_the_compiler() -> None:
+    assert not [kind for kind in PARSED if kind in UNPARSED or kind.startswith(UNPARSED_PREFIXES)]
+
+
+def test_obstacles_that_are_known_already_give_the_same_map() -> None:
+    work = table("mobilenet-v2-ssd")
+    assert map_edgetpu(work, obstacles=[obstacle(o) for o in work.ops]) == map_edgetpu(work)
+    assert map_edgetpu(work, obstacles=["none fits"] * len(work.ops)).mapped == 0

@@ -23,7 +23,8 @@ from kasmina_edge.hardware_simulator.events import (
     ThermalCourse,
     ThermalThrottling,
 )
-from kasmina_edge.hardware_simulator.layer import Costs, OpCost, SimulationLayer
+from kasmina_edge.hardware_simulator.layer import Costs, Known, OpCost, SimulationLayer
+from kasmina_edge.hardware_simulator.networks import table
 from kasmina_edge.hardware_simulator.tflm_structures import structure_bytes
 from kasmina_edge.hardware_simulator.timeline import Roof, roof_of, roofline, timeline
 
@@ -139,9 +140,35 @@ def test_a_microcontroller_s_runtime_takes_memory_of_its_own() -> None:
     )
 
 
+def test_what_was_found_of_an_operation_is_remembered_until_there_are_too_many() -> None:
+    asked: list[str] = []
+
+    def work_out(op: OpWork) -> int:
+        asked.append(op.kind)
+        return len(asked)
+
+    add, mul, sub = (OpWork(kind, ((1, 8),), ((1, 8),), "int8") for kind in ("add", "mul", "sub"))
+    known = Known(work_out, most=2)
+    assert [known[op] for op in (add, mul, add, OpWork("add", ((1, 8),), ((1, 8),), "int8", place="elsewhere"))] == [
+        1, 2, 1, 1,
+    ]  # fmt: skip
+    assert [known[sub], known[sub], known[mul], known[add]] == [3, 3, 4, 5]
+    assert len(known) <= 2
+
+
+@pytest.mark.parametrize("name", ["coral-usb", "stm32l4r5", "raspberry-pi-4"])
+def test_what_was_asked_before_changes_no_estimate(name: str) -> None:
+    networks = [table(n) for n in ("mobilenet-v1", "vgg16", "mlperf-tiny-kws", "mobilenet-v2-ssd")]
+    context = HardwareContext(load_profile(name))
+    for _ in range(2):
+        assert [context.estimate(n) for n in networks] == [
+            HardwareContext(load_profile(name)).estimate(n) for n in networks
+        ]
+
+
 def test_every_kind_of_profile_has_a_layer() -> None:
     assert set(LAYERS) == {"cpu", "edgetpu", "mcu", "npu"}
-    found = HardwareContext(load_profile("coral-usb")).estimate(DIGITS)
+    found = HardwareContext(load_profile("coral-usb")).estimate(table("mobilenet-v1"))
     assert found.latency_ms > 0 and found.band is not None and {op.where for op in found.ops} == {"edgetpu"}
     assert layer_of(load_profile("coral-usb")).kind == "edgetpu"
 

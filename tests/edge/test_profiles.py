@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from kasmina_edge.contracts.profile import HardwareProfile, list_profiles, load_profile, profile_folders, read_profile
+from kasmina_edge.contracts.profile import (
+    HardwareProfile,
+    find_profiles,
+    list_profiles,
+    load_profile,
+    profile_folders,
+    read_profile,
+)
 from kasmina_edge.errors import InputError
 
 PROFILES = Path(__file__).resolve().parents[2] / "profiles"
@@ -89,7 +96,40 @@ def test_an_own_folder_comes_first(folder: Path) -> None:
 def test_a_malformed_profile_in_an_own_folder_is_named(folder: Path) -> None:
     (folder / "mine.toml").write_text("name = ")
     with pytest.raises(InputError, match=r"mine\.toml: not valid TOML"):
-        load_profile("coral-usb")
+        load_profile("mine")
+    with pytest.raises(InputError, match=r"'yours'; not read: .*mine\.toml"):
+        load_profile("yours")
+    with pytest.raises(InputError, match=r"mine\.toml: not valid TOML"):
+        list_profiles()
+
+
+def test_a_malformed_profile_stops_no_other(folder: Path) -> None:
+    before = load_profile("coral-usb")
+    (folder / "mine.toml").write_text("name = ")
+    (folder / "endless.toml").symlink_to("/dev/zero")
+    assert load_profile("coral-usb") == load_profile("coral") == before
+    assert set(find_profiles().faults) == {folder / "mine.toml", folder / "endless.toml"}
+
+
+@pytest.mark.parametrize("old", ["clock_mhz = 2300.0", 'chip = "x86-64"', "[[anchors]]"])
+@pytest.mark.parametrize("name", ["coral-usb", "coral", "pi"])
+def test_a_malformed_profile_is_never_replaced_by_a_shipped_one_of_its_name(folder: Path, old: str, name: str) -> None:
+    text = GOOD.replace('"x86-cpu"', '"coral-usb"').replace('"x86", "cpu"', '"coral", "pi"')
+    (folder / "board.toml").write_text(text)
+    assert load_profile(name).chip == "x86-64"
+    (folder / "board.toml").write_text(text.replace(old, old + " = 7", 1))
+    with pytest.raises(InputError, match=r"board\.toml"):
+        load_profile(name)
+
+
+def test_a_malformed_profile_behind_a_good_one_of_its_name_harms_nobody(folder: Path, tmp_path: Path) -> None:
+    (folder / "mine.toml").write_text(GOOD.replace('"x86-cpu"', '"mine"').replace('["x86", "cpu"]', "[]"))
+    (tmp_path / "behind").mkdir()
+    (tmp_path / "behind" / "other.toml").write_text('name = "mine"\n')
+    extra = (folder, tmp_path / "behind")
+    assert load_profile("mine", extra).name == "mine"
+    with pytest.raises(InputError, match=r"other\.toml"):
+        load_profile("mine", extra[::-1])
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
@@ -142,6 +182,15 @@ def test_too_long(tmp_path: Path) -> None:
         ),
         ("threads = 1", 'threads = 1\naccelerator_device = "usb3"', ".accelerator_device: string should match pattern"),
         ("threads = 1", 'threads = "many"', ".threads: input should be a valid integer"),
+        ("threads = 1", "threads = true", ".threads: input should be a valid integer, got True"),
+        ("clock_mhz = 2300.0", "clock_mhz = true", ".clock_mhz: input should be a valid number, got True"),
+        ("clock_mhz = 2300.0", 'clock_mhz = "120"', ".clock_mhz: input should be a valid number, got '120'"),
+        ("latency_ms = 0.0247", 'latency_ms = "1"', ".anchors[0].latency_ms: input should be a valid number, got '1'"),
+        (
+            "threads = 1",
+            "threads = 1\ncoefficients = {call_us = false}",
+            ".coefficients.call_us: input should be",
+        ),
         ('name = "x86-cpu"', 'name = "X86 CPU"', ".name: string should match pattern"),
         ("latency_ms = 0.0247", "latency_ms = inf", ".anchors[0].latency_ms: input should be a finite number"),
         ("error_band = 1.0", "error_band = 3.0", ".error_band: input should be less than or equal to 1"),

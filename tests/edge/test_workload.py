@@ -380,6 +380,17 @@ def test_cut_files_are_refused(data: bytes) -> None:
     assert answers_or_refuses(data) is not None
 
 
+def test_what_is_no_model_is_told_what_was_tried() -> None:
+    with pytest.raises(BundleError) as caught:
+        read_workload(b"1234FLAT" * 8, "net.tflite")
+    assert caught.value.message == (
+        "net.tflite: 64 bytes that are neither a TFLite file (bytes 4 to 8 are b'FLAT', expected b'TFL3') nor an ONNX "
+        "model (it is cut off)"
+    )
+    with pytest.raises(BundleError, match="it holds no graph"):
+        read_workload(b"")
+
+
 @pytest.mark.parametrize("data", [b"", b"not a model", b"\0" * 64, b"....TFL3" + b"\xff" * 64])
 def test_what_is_no_model_is_refused(data: bytes) -> None:
     with pytest.raises(BundleError):

@@ -285,3 +285,17 @@ def test_on_the_command_line(made: Specimen, sound: bytes, tmp_path: Path, capsy
     ):
         assert main(["compare", *call]) == 2
         assert told in " ".join(capsys.readouterr().err.split())
+
+
+def test_values_that_are_no_numbers_are_the_difference(made: Specimen, right: TfliteForm) -> None:
+    model = flatbuffer.parse(made.network.data)
+    graph = model.subgraphs[0]
+    head = model.buffers[graph.tensors[int(graph.operators[10].inputs[1])].buffer]
+    weights = np.array(head.data, np.uint8).view(np.float32)
+    weights[0] = np.nan
+    head.data = weights.view(np.uint8)
+    found = ask(right, TfliteForm(flatbuffer.serialize(model), "broken"), made)
+    assert first(found) == ("op 10 FULLY_CONNECTED", "not finite")
+    assert "12 of 60 values are not finite" in found.verdict() and not found.identical
+    assert found.answers.sqnr_db == -199 and any("answers are not finite" in note for note in found.notes)
+    json.dumps(found.as_dict(), allow_nan=False)

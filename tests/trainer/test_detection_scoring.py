@@ -61,6 +61,17 @@ def test_a_class_without_detection_counts_as_nothing() -> None:
     assert mean_average_precision(judge([[]], [truth((LEFT, 0))], 1)) == 0.0
 
 
+def test_scenes_without_objects_have_no_precision_and_no_part_in_an_interval() -> None:
+    empty = judge([[saw(LEFT, 0, 0.5)]], [truth()], 2)
+    with pytest.raises(InputError, match="1 scenes hold no object"):
+        mean_average_precision(empty)
+    with pytest.raises(InputError, match="no object"):
+        loss_interval(empty, empty, seed=0, resamples=3)
+    truths = [truth(), truth((LEFT, 0))]
+    good, bad = judge([[], [saw(LEFT, 0, 0.5)]], truths, 1), judge([[], []], truths, 1)
+    assert loss_interval(good, bad, seed=0, resamples=50) == (1.0, 1.0)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_weights_are_repeated_scenes(seed: int) -> None:

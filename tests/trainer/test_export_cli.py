@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 from worlds import sources
+from worlds.bundles import make_bundle
 
 from kasmina_edge.bundle import read_file
 from kasmina_edge.contracts.profile import load_profile
 from kasmina_edge.engines import open_engine, self_test
-from kasmina_trainer.cli import main
-from kasmina_trainer.export import documents, flatbuffer, mapping
+from kasmina_trainer.cli import exported, main
+from kasmina_trainer.export import documents, flatbuffer, mapping, report
+from kasmina_trainer.quantization import QuantizeConfig
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +65,12 @@ def test_three_nets_for_a_coral(tmp_path: Path, kind: str, capsys: pytest.Captur
             assert self_test(engine, bundle, timed_runs=1).ok
     card = Path(value["card"]).read_text()
     assert card == documents.markdown(bundle.files[documents.PATH]) and "| model.tflite | accuracy |" in card
+    assert f"network: My {kind}.pt2, " in card and "GraphModule" not in card and "classes apart, made from" in card
+    estimate, told = value["estimate"], value["quantization"]
+    assert estimate["fits"] and estimate["latency_ms"] > 0 and "band" in estimate
+    assert told["agreement"] == bundle.model_for("litert").parity.top1_agreement  # type: ignore[union-attr]
+    assert sum(ms for _, ms in told["latency_ms"]) <= estimate["latency_ms"]
+    assert told["hurts"] or "layers not measured" in " ".join(told["notes"])
 
 
 @pytest.mark.slow
@@ -136,6 +145,49 @@ def test_mistakes_get_one_sentence_and_a_step(
 def plain_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("plain") / "plain.pt2"
     return sources.save_pt2(sources.network("plain"), path, sources.SHAPES["plain"])
+
+
+@pytest.mark.parametrize(("flash_bytes", "told"), [(2_097_152, "of 2.1 MB, fits"), (1_000, "of 1.0 kB, DOES NOT FIT")])
+def test_a_microcontroller_says_how_long_and_whether_it_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flash_bytes: int, told: str
+) -> None:
+    text = (Path(__file__).resolve().parents[2] / "profiles" / "stm32l4r5.toml").read_text()
+    text = re.sub(r"(?m)^aliases.*$", "", text).replace('name = "stm32l4r5"', 'name = "tiny"', 1)
+    (tmp_path / "tiny.toml").write_text(
+        re.sub(r"(?m)^flash_bytes = .*$", f"flash_bytes = {flash_bytes}", text, count=1)
+    )
+    monkeypatch.setenv("KASMINA_PROFILES", str(tmp_path))
+    bundle = make_bundle(profile="tiny")
+    rows = dict(exported.estimate_rows(bundle))
+    assert rows["  flash"].endswith(told) and rows["  RAM"].endswith("fits")
+    assert re.fullmatch(r"[0-9.]+ ms ± [0-9]+ % on tiny", rows["estimated"])
+    value = exported.estimate_value(bundle)
+    assert value is not None and value["fits"] == told.endswith(", fits")
+    assert "nothing: " in dict(exported.estimate_rows(make_bundle(profile="nobody")))["estimated"]
+
+
+def test_the_layer_that_hurts_is_named() -> None:
+    """A layer whose weights have one outlier a channel is the one that eight bits hurt; without it, it is not."""
+    shown = {}
+    for outlier in (0.0, 60.0):
+        module = sources.network("heads").body
+        assert isinstance(module, torch.nn.Sequential)
+        with torch.no_grad():
+            module[2].weight[:, 0] += outlier
+        x = sources.frames("heads", 64)
+        x[:, 0] = 0.0
+        config = QuantizeConfig(bias_correction="none")
+        found = report._layers(report.Exported(module, x, x, None), config)
+        worst = report._costs(found, {"0": 8, "2": 8})
+        shown[outlier] = {effect.layer: effect.distance for effect in worst}
+        assert all(effect.bits == 8 for effect in worst)
+    assert shown[60.0]["2"] > 3 * shown[0.0]["2"] and shown[60.0]["2"] > shown[60.0]["0"]
+
+
+def test_no_empty_line_before_an_error(tmp_path: Path, plain_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = frames_file(tmp_path / "frames.npz", "ecg", 40, labels=False)
+    assert main(["export", str(plain_file), "--calibration", str(data), "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(str(data))
 
 
 def test_an_operation_that_no_device_has_is_named_with_its_line(

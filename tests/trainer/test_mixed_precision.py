@@ -133,3 +133,8 @@ def test_a_report_is_made_of_answers() -> None:
         report_of(
             QuantizeConfig(), {}, answers=ours, float_answers=floats[:3], labels=None, size_bytes=1, float_size_bytes=1
         )
+    with pytest.raises(InputError, match="4 of 16 of the file's answers are not finite"):
+        report_of(
+            QuantizeConfig(), {}, answers=np.where(ours > 0, np.nan, ours), float_answers=floats, labels=labels,
+            size_bytes=1, float_size_bytes=1,
+        )  # fmt: skip

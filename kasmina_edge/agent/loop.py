@@ -122,6 +122,7 @@ class Agent:
         self._notifier = notifier or Notifier()
         self._heart = Heart(self._notifier)
         self._vitals = Vitals(self.device, self._heart)
+        self._vitals.tell(engine={"names": list(profile.engines), "profile": profile.name})
         self._uploads = CaptureUploads(
             self._captures,
             signing_key,

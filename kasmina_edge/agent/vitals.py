@@ -33,6 +33,7 @@ class Vitals:
             "alerts": [],
             "boot": None,
             "broker": None,
+            "engine": None,
             "last_check_age_s": None,
             "outbox": None,
             "process": None,

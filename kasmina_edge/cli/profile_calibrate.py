@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,10 +36,14 @@ def calibrate(
             f"calibrate: engine {engine!r}; only litert is calibrated",
             "Leave --engine out; int8 nets are faster there.",
         )
+    if out is not None and out.is_dir():
+        raise InputError(f"{out}: is a folder", f"Name a file in it, e.g. {out / 'this-cpu.toml'}.")
     if out is not None and out.exists() and not force:
         raise InputError(f"{out}: is there already", "Name another file, or add --force.")
     if out is not None and not out.parent.is_dir():
         raise InputError(f"{out}: there is no folder {out.parent}", "Make it, or name a file in another one.")
+    if out is not None and not os.access(out if out.exists() else out.parent, os.W_OK):
+        raise InputError(f"{out}: may not be written by this user", "Name a file in a folder of yours.")
     given = load_profile(base) if base is not None else None
     progress = console(stderr=True)
     with progress.status("loading") as status:

@@ -15,7 +15,7 @@ from kasmina_edge.cli.output import console, emit, grid, rows_table, size_text
 from kasmina_edge.contracts.canonical import short_digest
 from kasmina_edge.contracts.manifest import BundleManifest
 from kasmina_edge.contracts.profile import load_profile
-from kasmina_edge.engines import engine_types
+from kasmina_edge.engines.registry import is_simulated
 from kasmina_edge.errors import InputError, KasminaError, LinkError, LockedError
 from kasmina_edge.service.health_socket import SOCKET_NAME, ask
 from kasmina_edge.settings import Settings
@@ -44,7 +44,7 @@ def status(
         table = grid("", ("setting", "value", "from"), [(n, str(s.value), s.source) for n, s in values.items()])
         emit({n: {"value": s.value, "from": s.source} for n, s in values.items()}, as_json=as_json, table=table)
         return
-    answer = ask(data / SOCKET_NAME)
+    answer = _asked(data)
     if health:
         _health(data, answer, as_json=as_json)
         return
@@ -54,7 +54,8 @@ def status(
     value["engine"], row = _engine(Settings.read(data))
     rows.append(row)
     value["agent"] = answer
-    rows += agent_rows(answer) if answer is not None else [("agent", _why_silent(data))]
+    told = agent_rows(answer) if answer is not None else [("agent", _why_silent(data))]
+    rows += [each for each in told if each[0] != row[0]]
     emit(value, as_json=as_json, table=rows_table(rows))
 
 
@@ -68,7 +69,7 @@ def top(
     require_access(data)
     if ask(data / SOCKET_NAME) is None:
         raise _nobody(data)
-    watch(lambda: ask(data / SOCKET_NAME), every_s=every_s, count=count, as_json=as_json)
+    watch(lambda: _asked(data), every_s=every_s, count=count, as_json=as_json)
 
 
 def watch(
@@ -110,7 +111,7 @@ def agent_rows(answer: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The agent's answer in rows; whatever it leaves out is a dash."""
     active, trial, box = answer.get("active") or {}, answer.get("trial") or {}, answer.get("outbox") or {}
     link, own, update = answer.get("broker") or {}, answer.get("process") or {}, answer.get("update") or {}
-    checked = answer.get("last_check_age_s")
+    checked, engine = answer.get("last_check_age_s"), answer.get("engine") or {}
     rows = [
         ("agent", f"{answer.get('status', '-')}, process {answer.get('pid', '-')}, up {_span(answer.get('uptime_s'))}"),
         ("device", f"{answer.get('device', '-')}, start {_dash(answer.get('boot'))} of this folder"),
@@ -129,6 +130,8 @@ def agent_rows(answer: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"{_dash(own.get('threads'))} threads",
         ),
     ]
+    if engine:
+        rows.append(_engine_row(engine))
     rows += [("problem", str(text)) for text in answer.get("problems") or ()]
     rows += [("alert", f"{a.get('severity', '')}: {a.get('text', '')}") for a in answer.get("alerts") or ()]
     return rows
@@ -182,11 +185,25 @@ def _engine(settings: Settings) -> tuple[dict[str, Any], tuple[str, str]]:
         target = load_profile(settings["device.profile"]).chosen(engine=settings["device.engine"])
     except KasminaError as exc:
         return {"names": [], "simulated": False}, ("engine", f"unknown: {exc.message}")
-    kinds, names = engine_types(), target.engines
-    simulated = names[0] in kinds and kinds[names[0]].simulated
-    said = " then ".join(names)
-    said += f", simulated: times are predicted for {target.name}, not measured" if simulated else ""
-    return {"names": list(names), "simulated": simulated}, ("engine", f"{said} (profile {target.name})")
+    found = {"names": list(target.engines), "simulated": is_simulated(target.engines[0])}
+    return found, _engine_row({**found, "profile": target.name})
+
+
+def _asked(data: Path) -> dict[str, Any] | None:
+    """The agent's answer, and whether the engine it names only predicts its time: agents import no engine to tell."""
+    answer = ask(data / SOCKET_NAME)
+    engine = answer.get("engine") if answer is not None else None
+    if answer is None or not isinstance(engine, dict):
+        return answer
+    names = engine.get("names") or [""]
+    return {**answer, "engine": {**engine, "simulated": is_simulated(str(names[0]))}}
+
+
+def _engine_row(engine: Mapping[str, Any]) -> tuple[str, str]:
+    target = engine.get("profile", "-")
+    said = " then ".join(map(str, engine.get("names") or ("-",)))
+    said += f", simulated: times are predicted for {target}, not measured" if engine.get("simulated") else ""
+    return "engine", f"{said} (profile {target})"
 
 
 def _health(data: Path, answer: dict[str, Any] | None, *, as_json: bool) -> None:

@@ -27,6 +27,11 @@ UNIT_PATTERN = re.compile(
     rf"_({_UNITS})(_per_(s|ms|us|cycle|mac|byte|element|op|layer|weight|pixel|row|call|inference|{_UNITS}))?$"
 )
 """How the key of a coefficient ends: in its unit."""
+MOST_COEFFICIENT = 1e12
+"""Products of larger numbers with bytes and counts leave the range of floating point."""
+DIVISORS = ("array_rows", "array_columns", "array_share", "product_share", "depthwise_share", "dense_share")
+"""Coefficients, besides those per time, that layers divide by."""
+_PER_TIME = re.compile(r"_per_(s|ms|us|cycle)$")
 
 
 Number = Annotated[float, Strict()]
@@ -126,9 +131,13 @@ class HardwareProfile(SignedContract):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             return f"aliases: {', '.join(twice)} given twice"
-        for key in self.coefficients:
+        for key, value in self.coefficients.items():
             if not UNIT_PATTERN.search(key):
                 return f"coefficients.{key}: the key does not end in a unit, e.g. _us or _cycles_per_mac"
+            if not abs(value) <= MOST_COEFFICIENT:
+                return f"coefficients.{key}: {value:g}, expected {MOST_COEFFICIENT:g} at most"
+            if value == 0 and (_PER_TIME.search(key) or key in DIVISORS):
+                return f"coefficients.{key}: 0, expected more: nothing would ever be done"
         for key, text in self.sources.items():
             if not self._has(key):
                 return f"sources.{key}: this file has no such key"

@@ -88,6 +88,17 @@ def engine_type(name: str) -> type[Engine]:
     return found.kind
 
 
+def is_simulated(name: str) -> bool:
+    """Whether an engine takes a predicted time instead of its own; False of `AUTO`, and of what cannot be used here.
+
+    No other engine is imported.
+    """
+    try:
+        return name != AUTO and engine_type(name).simulated
+    except EngineError:
+        return False
+
+
 def build_of(kind: type[Engine]) -> str:
     """Where an engine's class comes from and in which version: another build is another engine to a measurement."""
     where = f"{kind.__module__}:{kind.__qualname__}"

@@ -16,7 +16,7 @@ import numpy as np
 from kasmina_edge.contracts.profile import Anchor, HardwareProfile
 from kasmina_edge.errors import InputError
 from kasmina_edge.hardware_simulator.calibration_nets import REFERENCE, calibration_nets, mixtures, reference_net
-from kasmina_edge.hardware_simulator.cpu_fit import COVERED, Measured, band_of, fit_model, shares_off
+from kasmina_edge.hardware_simulator.cpu_fit import COVERED, Measured, around_prediction, band_of, fit_model, shares_off
 from kasmina_edge.hardware_simulator.cpu_kernels import TILES
 from kasmina_edge.hardware_simulator.cpu_layer import FAMILIES, CpuModel
 from kasmina_edge.hardware_simulator.net_timing import Opener, litert_opener, time_nets
@@ -36,7 +36,8 @@ class Measurement:
         kind: "int8" or "float32".
         model: The fitted model with its band.
         reference_us: Time of the reference network.
-        off: How far the networks that were not fitted are off, as shares.
+        off: How far the networks that were not fitted are off, as shares of the measured time; the band is around the
+            prediction.
         spread: Median spread of the single measurements, as a share.
     """
 
@@ -114,7 +115,7 @@ def _measure(
     ]
     model = fit_model(measured[:fitted], kind)
     off = shares_off(model, measured[fitted:])
-    model = CpuModel(model.tiles, model.ns, band_of(off))
+    model = CpuModel(model.tiles, model.ns, band_of(around_prediction(off)))
     spread = float(np.median([timing.spread for timing in timings]))
     return Measurement(kind, model, timings[-1].p50_us, tuple(map(float, off)), spread)
 

@@ -66,7 +66,7 @@ class Estimate:
         network: The workload's name.
         profile: The target's name.
         latency_ms: Of one inference, nothing hot, nobody beside it.
-        band: Relative half-width that held 90 % of known cases; None: unknown.
+        band: Half-width around the prediction, relative to it, that held 90 % of known cases; None: unknown.
         arena_bytes: Peak of the activations.
         constant_bytes: Weights, biases and tables.
         energy_uj: Of one inference; None where the profile cannot say.

@@ -65,8 +65,28 @@ def shares_off(model: CpuModel, measured: Sequence[Measured]) -> npt.NDArray[np.
     return np.array([predict_us(model, workload) / us - 1.0 for workload, us in measured])
 
 
+def around_prediction(off: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """How far each measured time lies from its prediction, as a share of the prediction: what a band must hold.
+
+    A band is printed around the prediction, ``predicted * (1 +- band)``. A prediction that is a third too low is 33 %
+    off the measured time, and the measured time is 50 % above the prediction.
+
+    Args:
+        off: As `shares_off` gives them, relative to the measured time; -1 (nothing was predicted) becomes infinite.
+
+    >>> around_prediction(np.array([-0.2, 0.0, 0.25])).round(2).tolist()
+    [0.25, 0.0, -0.2]
+    """
+    with np.errstate(divide="ignore"):
+        return 1.0 / (1.0 + off) - 1.0
+
+
 def band_of(off: npt.NDArray[np.float64], covered: float = COVERED) -> float:
     """The half-width that will hold the next case with this probability, at least.
+
+    Args:
+        off: Of `around_prediction`; the band is around the prediction.
+        covered: The probability.
 
     It is the conformal quantile: of n cases the ``ceil((n + 1) * covered)``-th smallest (Vovk et al., Algorithmic
     Learning in a Random World, 2005); 1.0 where there are too few to tell.

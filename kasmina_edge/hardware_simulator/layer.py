@@ -37,7 +37,7 @@ class Costs:
     Attributes:
         ops: One entry an operation, in the workload's order.
         fixed_us: What an inference costs besides its operations: the call, a transfer that no operation owns.
-        band: Relative half-width that held 90 % of known cases; None: unknown.
+        band: Half-width around the prediction, relative to it, that held 90 % of known cases; None: unknown.
         notes: Sentences for people: what streams, what falls back to the host, what does not fit.
         energy_uj: Where the layer knows better than power times time; None otherwise.
         no_energy: Why the profile's power says nothing of this workload; "" where it does.

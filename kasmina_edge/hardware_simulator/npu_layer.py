@@ -24,6 +24,9 @@ COEFFICIENTS = (
     "product_share", "depthwise_share", "dense_share", "op_us", "call_us", "activations_moved_share", "value_bytes",
 )  # fmt: skip
 """What this layer reads; shares are of the peak, ``value_bytes`` is 2 where it computes in 16 bits."""
+_RATES = ("product_macs_per_cycle", "depthwise_macs_per_cycle", "dense_macs_per_cycle", "product_share",
+          "depthwise_share", "dense_share")  # fmt: skip
+_LEAST = {"array_rows": 1.0, "array_columns": 1.0}
 CLASSES = ("product", "depthwise", "dense")
 _CLASS_OF = {"depthwise_conv_2d": "depthwise", "fully_connected": "dense", "lstm": "dense"}
 
@@ -46,6 +49,14 @@ class NpuLayer(SimulationLayer):
                 f"profile {profile.name}: coefficients {', '.join(wrong)}: unknown to an npu, or negative",
                 f"An npu has {', '.join(COEFFICIENTS)}.",
             )
+        for key, value in given.items():
+            least = _LEAST.get(key, 0.0)
+            if value < least or (key in _RATES and not value > 0.0):
+                raise InputError(
+                    f"profile {profile.name}: coefficients.{key} is {value:g}, expected "
+                    f"{f'{least:g} or more' if least else 'more than 0'}",
+                    "Correct it, or leave it out.",
+                )
         self._array = (int(given.get("array_rows", 0)), int(given.get("array_columns", 0)))
         self._rates = {name: self._rate(name) for name in CLASSES}
         if not self._rates["product"] and not all(self._array):

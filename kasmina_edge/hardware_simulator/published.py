@@ -29,7 +29,7 @@ class AnchorFigure:
         published_ms: What somebody measured.
         predicted_ms: What the profile says; None where the network has no table or the profile cannot estimate.
         alone_ms: What it says when this anchor is taken out of the profile and the others stay; None without others.
-        band: Of the estimate; None: unknown.
+        band: Half-width around the prediction, relative to it; None: unknown.
         why: What is missing, where something is.
     """
 
@@ -42,7 +42,7 @@ class AnchorFigure:
 
     @property
     def off(self) -> float | None:
-        """Predicted over published, minus 1."""
+        """Predicted over published, minus 1: relative to what was measured, as errors are; the band is not."""
         return None if self.predicted_ms is None else self.predicted_ms / self.published_ms - 1.0
 
     @property

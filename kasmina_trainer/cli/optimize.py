@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kasmina_edge.cli.output import console, emit, grid, plain, rows_table, size_text
-from kasmina_trainer.cli.options import Json, Seed
+from kasmina_trainer.cli import captured as captures
+from kasmina_trainer.cli.options import Captured, Json, Seed, Simulated
 
 if TYPE_CHECKING:
     from kasmina_trainer.optimize.optimizing import Optimizing
@@ -30,6 +32,8 @@ def optimize(
         Path | None, typer.Option("--cache", help="Folder of what was made; OUT/candidates by default.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and what it costs, and stop.")] = False,
+    captured: Captured = None,
+    simulated: Simulated = None,
     recipe: Annotated[
         Path | None, typer.Option("--recipe", help="Make this recipe's file again instead of searching.")
     ] = None,
@@ -47,7 +51,8 @@ def optimize(
     """Search the recipes - calibration, bias correction, equalisation, training, 4 and 8 bits - for the best file.
 
     What was made is kept: a search that was interrupted goes on where it stopped, the next one makes only what is new.
-    Exit code 1 when no recipe keeps the goals; the page says how near they came.
+    Exit code 1 when no recipe keeps the goals, or when the fresh inputs refute that the chosen one does; the page says
+    how near they came.
     """
     from kasmina_edge.contracts.profile import load_profile
     from kasmina_edge.errors import InputError
@@ -63,7 +68,8 @@ def optimize(
     goals = Goals(max_loss, max_ms, max_kb)
     target = load_profile(profile)
     made = None if recipe is None else read_recipe(recipe)
-    task = read_task(model, data, seed)
+    named = captured is not None or simulated is not None
+    task = read_task(model, data, seed, partial(captures.target, captured, simulated) if named else None)
     if made is not None:
         path = rerun(made, task, out)
         value = {"file": str(path), "sha256": made.file, "recipe": made.recipe.model_dump(mode="json")}
@@ -85,7 +91,7 @@ def optimize(
     emit(value, as_json=as_json, table=_points(outcome))
     if not as_json:
         console().print(rows_table(_summary(outcome, paths)))
-    if outcome.found.chosen is None:
+    if not outcome.keeps_goals:
         raise typer.Exit(1)
 
 
@@ -130,11 +136,8 @@ def _summary(outcome: Outcome, paths: dict[str, Path]) -> list[tuple[str, str]]:
         rows.append(("float", f"{outcome.float_accuracy:.2%} accurate"))
     for i, reason in enumerate(found.verdict.reasons):
         rows.append(("why" if i == 0 else "", reason))
-    if outcome.confirmed is not None:
-        c = outcome.confirmed
-        rows.append(
-            ("confirmed", f"{c.mean:.2f} points lost ({c.low:.2f} to {c.high:.2f}) on {c.samples} fresh inputs")
-        )
+    if outcome.confirmation:
+        rows.append(("refuted" if outcome.refuted else "fresh inputs", outcome.confirmation))
     for tried in found.tried:
         if tried.candidate is None:
             rows.append(("not made", f"{tried.offer.recipe.name}: {tried.note}"))

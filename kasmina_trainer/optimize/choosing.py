@@ -1,7 +1,8 @@
 """Which of several measured points is taken. Pure: figures come in, a verdict with its reasons comes out.
 
 No decision rests on a difference that is smaller than an estimate's band: latencies whose bands overlap are a tie, and
-a tie is decided by accuracy, then by size, then by the order of the recipes.
+a tie is decided by accuracy, then by size, then by the order of the recipes. An estimate whose band is unknown orders
+nothing, but a longest latency is held against the estimate itself: all else would let any network pass.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ def choose(points: Sequence[Point], goals: Goals) -> Verdict:
     front = pareto(points)
     if not left:
         return Verdict(None, _nearest(points, misses), misses, front)
-    reasons = [f"{len(left)} of {len(points)} recipes keep the goals"]
+    reasons = [f"{len(left)} of {len(points)} recipes keep the goals on the inputs that recipes are chosen by"]
     bound = min(points[i].slowest_ms for i in left)
     tied = [i for i in left if points[i].fastest_ms <= bound]
     if len(tied) < len(left):
@@ -144,6 +145,32 @@ def choose(points: Sequence[Point], goals: Goals) -> Verdict:
         reasons.append(f"{len(tied)} tie ({what}): decided by {decided}")
     reasons += _doubts(points[chosen], goals)
     return Verdict(chosen, tuple(reasons), misses, front)
+
+
+def confirmation(chosen: Loss, fresh: Loss, goals: Goals) -> tuple[str, bool]:
+    """What inputs that nothing was chosen by say of the chosen recipe, and whether they refute that it keeps the goal.
+
+    Args:
+        chosen: Its loss on the inputs that it was chosen by.
+        fresh: On the others.
+        goals: What is asked for.
+
+    Returns:
+        A sentence; true where the interval of the fresh inputs lies wholly beyond the goal.
+    """
+    seen = (
+        f"{fresh.mean:.2f} points lost on {fresh.samples} fresh inputs (95 % interval {fresh.low:.2f} to "
+        f"{fresh.high:.2f}), {chosen.mean:.2f} on the {chosen.samples} that it was chosen by"
+    )
+    most = goals.max_loss
+    if most is None:
+        return seen, False
+    if fresh.low > most:
+        return f"{seen}: more than the {most:g} that are asked for, the whole interval lies beyond", True
+    if fresh.high <= most:
+        return f"{seen}: at most {most:g} are asked for, the whole interval keeps that", False
+    side = "within" if fresh.mean <= most else "beyond"
+    return f"{seen}: at most {most:g} are asked for, the mean lies {side}, the interval on both sides", False
 
 
 def pareto(points: Sequence[Point]) -> tuple[int, ...]:
@@ -170,8 +197,14 @@ def _misses(point: Point, goals: Goals) -> tuple[str, ...]:
         found.append(point.why_not or "does not fit the target")
     if goals.max_loss is not None and point.loss.mean > goals.max_loss:
         found.append(f"loses {point.loss.mean:.2f} points, at most {goals.max_loss:g} are asked for")
-    if goals.max_ms is not None and point.fastest_ms > goals.max_ms:
-        found.append(f"takes {point.fastest_ms:.3g} ms at least, at most {goals.max_ms:g} are asked for")
+    if goals.max_ms is not None and point.latency_ms is not None:
+        if point.band is None and point.latency_ms > goals.max_ms:
+            found.append(
+                f"takes {point.latency_ms:.3g} ms by an estimate whose band is unknown, at most {goals.max_ms:g} are "
+                "asked for"
+            )
+        elif point.band is not None and point.fastest_ms > goals.max_ms:
+            found.append(f"takes {point.fastest_ms:.3g} ms at least, at most {goals.max_ms:g} are asked for")
     if goals.max_kb is not None and point.size_bytes > 1000 * goals.max_kb:
         found.append(f"has {point.size_bytes / 1000:.1f} kB, at most {goals.max_kb:g} are asked for")
     return tuple(found)
@@ -186,7 +219,12 @@ def _doubts(point: Point, goals: Goals) -> list[str]:
             f"its 95 % interval on {point.loss.samples} inputs ends at {point.loss.high:.2f}"
         )
     if goals.max_ms is not None and point.slowest_ms > goals.max_ms:
-        how = "its band is unknown" if point.slowest_ms == math.inf else f"its band ends at {point.slowest_ms:.3g} ms"
+        if point.latency_ms is None:
+            how = "nothing is there to estimate it from"
+        elif point.band is None:
+            how = f"it is estimated at {point.latency_ms:.3g} ms, and its band is unknown"
+        else:
+            how = f"its band ends at {point.slowest_ms:.3g} ms"
         found.append(f"the latency is not proven to be at most {goals.max_ms:g} ms: {how}")
     return found
 

@@ -13,7 +13,7 @@ from kasmina_edge.contracts.profile import HardwareProfile
 from kasmina_edge.errors import InputError
 from kasmina_edge.hardware_simulator import HardwareContext, read_workload
 from kasmina_edge.storage import make_private_folder, write_durable
-from kasmina_trainer.optimize.choosing import Goals, Loss, Point
+from kasmina_trainer.optimize.choosing import Goals, Loss, Point, confirmation
 from kasmina_trainer.optimize.recipes import RecipeFile, write_recipe
 from kasmina_trainer.optimize.search import Found, Identity
 from kasmina_trainer.pages.charts import Spot, side_by_side, trade_off
@@ -47,6 +47,27 @@ class Outcome:
     float_bytes: int
     confirmed: Loss | None
     identity: Identity
+
+    @property
+    def confirmation(self) -> str:
+        """What fresh inputs say of the chosen recipe; "" where none was chosen or asked."""
+        return self._confirmed()[0]
+
+    @property
+    def refuted(self) -> bool:
+        """Whether fresh inputs prove that the chosen recipe loses more than is asked for."""
+        return self._confirmed()[1]
+
+    @property
+    def keeps_goals(self) -> bool:
+        """A recipe was chosen, and fresh inputs do not refute it."""
+        return self.found.chosen is not None and not self.refuted
+
+    def _confirmed(self) -> tuple[str, bool]:
+        index = self.found.verdict.index
+        if index is None or self.confirmed is None:
+            return "", False
+        return confirmation(self.found.points[index].loss, self.confirmed, self.goals)
 
     def recipe(self) -> RecipeFile | None:
         """The recipe of the chosen file; None when none was chosen."""
@@ -90,6 +111,8 @@ class Outcome:
             "chosen": verdict.index,
             "reasons": list(verdict.reasons),
             "confirmed": None if self.confirmed is None else vars(self.confirmed),
+            "confirmation": self.confirmation,
+            "keeps_goals": self.keeps_goals,
             "model": self.identity.model,
             "data": self.identity.data,
             "versions": dict(self.identity.versions),
@@ -124,8 +147,11 @@ def outcome_page(outcome: Outcome) -> str:
     taken = (
         f"{chosen.recipe.name} was chosen of {len(found.points)} recipes." if chosen else "No recipe keeps the goals."
     )
+    if outcome.refuted:
+        taken = f"{taken[:-1]}, and fresh inputs refute it: the goals are not kept."
+    told = [*found.verdict.reasons, *filter(None, [outcome.confirmation])]
     sections = [
-        section("The choice", facts(_chosen_facts(outcome)), paragraphs(found.verdict.reasons)),
+        section("The choice", facts(_chosen_facts(outcome)), paragraphs(told)),
         section("What is lost for what is saved", _trade_offs(outcome), _points_table(outcome), _not_tried(outcome)),
     ]
     if chosen is not None:
@@ -210,7 +236,10 @@ def _points_table(outcome: Outcome) -> Markup:
     verdict = outcome.found.verdict
     rows: list[Sequence[Content]] = []
     for i, p in enumerate(outcome.found.points):
-        state = "chosen" if i == verdict.index else "; ".join(verdict.misses[i]) or "keeps the goals"
+        if i == verdict.index:
+            state = "chosen, refuted by fresh inputs" if outcome.refuted else "chosen"
+        else:
+            state = "; ".join(verdict.misses[i]) or "keeps the goals"
         rows.append(
             (f"{i + 1}  {p.name}", f"{p.loss.mean:.2f}", f"{p.loss.low:.2f} to {p.loss.high:.2f}",
              number(p.size_bytes / 1000), latency_text(p), state)

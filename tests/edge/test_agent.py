@@ -233,6 +233,7 @@ def test_a_file_that_was_changed_after_it_was_verified_is_told(tmp_path: Path) -
         assert wait_for(lambda: alerts(data).get("tamper"), "the alert")["text"]
         health = ask(data / SOCKET_NAME)
         assert health is not None and health["status"] == "ok"
+        assert health["engine"]["profile"] == "x86-cpu" and health["engine"]["names"][0] == "litert"
 
 
 def alerts(data: Path) -> dict[str, dict[str, object]]:

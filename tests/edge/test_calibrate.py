@@ -27,7 +27,14 @@ from kasmina_edge.hardware_simulator.calibrate import (
     measure_machine,
 )
 from kasmina_edge.hardware_simulator.calibration_nets import KINDS, calibration_nets, mixtures, reference_net
-from kasmina_edge.hardware_simulator.cpu_fit import LEAST_BAND, band_of, fit_model, predict_us, shares_off
+from kasmina_edge.hardware_simulator.cpu_fit import (
+    LEAST_BAND,
+    around_prediction,
+    band_of,
+    fit_model,
+    predict_us,
+    shares_off,
+)
 from kasmina_edge.hardware_simulator.cpu_kernels import Tiles, delegated
 from kasmina_edge.hardware_simulator.cpu_layer import CpuLayer, CpuModel
 from kasmina_edge.hardware_simulator.flat_tables import Scalar, Table, floats, ints, text, write_flat
@@ -189,6 +196,32 @@ def test_the_band_holds_nine_of_ten_of_what_it_was_made_from(off: list[float]) -
     assert band == 1.0 or len(off) >= 19
 
 
+@given(st.lists(st.floats(-0.4, 1.0), min_size=19, max_size=80))
+def test_the_band_is_around_the_prediction(off: list[float]) -> None:
+    """What is printed is predicted * (1 +- band): of the measured times so many lie within it."""
+    measured = np.ones(len(off))
+    predicted = measured * (1.0 + np.array(off))
+    band = band_of(around_prediction(np.array(off)))
+    share = np.mean((measured >= predicted * (1 - band) - 1e-9) & (measured <= predicted * (1 + band) + 1e-9))
+    assert share >= 0.9
+
+
+def test_a_band_around_the_measured_time_would_not_hold_what_is_printed() -> None:
+    off = np.full(40, -0.4)  # every prediction is 40 % too low: the measured times are 67 % above it
+    wrong, right = band_of(off), band_of(around_prediction(off))
+    assert wrong == pytest.approx(0.4) and right == pytest.approx(1 / 0.6 - 1)
+    predicted = 0.6
+    assert not predicted * (1 + wrong) >= 1.0 and predicted * (1 + right) >= 1.0 - 1e-9
+    assert band_of(around_prediction(np.full(40, -1.0))) == 1.0, "nothing predicted: as wide as there is"
+
+
+def test_calibration_prints_the_band_around_its_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrating, "fit_model", lambda judged, kind: TRUTH)
+    monkeypatch.setattr(calibrating, "shares_off", lambda model, judged: np.full(len(judged), -0.2))
+    found = measured_on(Machine(), fitted=8, held_out=24)
+    assert found.model.band == pytest.approx(0.25) and found.off[0] == -0.2 and found.within_tenth == 0.0
+
+
 def test_a_model_that_fits_nothing_gets_a_wide_band() -> None:
     nets = [(read_workload(n.data), 1.0 + 10 * i) for i, n in enumerate(mixtures(30))]
     assert band_of(shares_off(TRUTH, nets)) > 0.5
@@ -303,10 +336,12 @@ def test_the_verb_writes_a_profile_that_estimates(
         (("--base", "coral-usb"), "only processors"),
         (("--name", "My CPU"), "My CPU"),
         (("--out", "no/such/a.toml"), "folder"),
+        (("--out", ".", "--force"), "is a folder"),
+        (("--out", "."), "is a folder"),
     ],
 )
 def test_what_cannot_be_written_is_refused_before_minutes_are_spent(
-    words: tuple[str, str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def measured(*args: object, **more: object) -> list[Measurement]:
         raise AssertionError("measured")

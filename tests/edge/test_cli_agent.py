@@ -18,7 +18,7 @@ from kasmina_edge import __version__
 from kasmina_edge.cli import main
 from kasmina_edge.cli.agent_process import SWITCHES, VALUES, light_arguments
 from kasmina_edge.cli.loglines import ReadableLines, configure_lines
-from kasmina_edge.cli.status import _span, agent_rows, require_access, watch
+from kasmina_edge.cli.status import _asked, _span, agent_rows, require_access, watch
 from kasmina_edge.errors import InputError
 
 Read = pytest.CaptureFixture[str]
@@ -124,6 +124,32 @@ def test_the_agents_answer_in_rows() -> None:
         "2 h 0 min",
         "2 d 0 h",
     ]
+
+
+def test_the_rows_say_that_times_are_simulated() -> None:
+    engine = {"names": ["simulated", "litert"], "profile": "coral-usb", "simulated": True}
+    rows = dict(agent_rows({"status": "ok", "engine": engine}))
+    said = "simulated then litert, simulated: times are predicted for coral-usb, not measured (profile coral-usb)"
+    assert rows["engine"] == said
+    real = dict(agent_rows({"engine": {"names": ["litert"], "profile": "x86-cpu", "simulated": False}}))
+    assert real["engine"] == "litert (profile x86-cpu)"
+    assert "engine" not in dict(agent_rows({"status": "ok"})), "an older agent does not tell"
+
+
+@pytest.mark.parametrize(
+    ("names", "simulated"),
+    [(["simulated"], True), (["simulated-onnx"], True), (["litert", "simulated"], False), (["auto"], False),
+     (["no-such"], False), ([], False)],
+)  # fmt: skip
+def test_an_answer_is_told_apart_by_the_engine_it_names(
+    names: list[str], simulated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kasmina_edge.cli.status.ask", lambda path: {"status": "ok", "engine": {"names": names}})
+    found = _asked(tmp_path)
+    assert found is not None and found["engine"] == {"names": names, "simulated": simulated}
+    for silent in (None, {"status": "ok"}, {"status": "ok", "engine": None}):
+        monkeypatch.setattr("kasmina_edge.cli.status.ask", lambda path, silent=silent: silent)
+        assert _asked(tmp_path) == silent
 
 
 def test_watching_goes_on_when_the_agent_is_gone(capsys: Read) -> None:

@@ -106,6 +106,27 @@ def test_what_a_profile_must_give(coefficients: dict[str, float], said: str) -> 
         NpuLayer(npu(coefficients))
 
 
+@pytest.mark.parametrize("key", ["product_share", "depthwise_share", "dense_share", "depthwise_macs_per_cycle"])
+def test_a_rate_of_nothing_is_refused_by_its_key(key: str) -> None:
+    """It would divide by zero, in the file or in a profile that was made otherwise."""
+    hailo = load_profile("hailo-8")
+    changed = hailo.model_copy(update={"coefficients": {**hailo.coefficients, key: 0.0}})
+    with pytest.raises(InputError, match=f"profile hailo-8: coefficients.{key} is 0, expected more than 0"):
+        NpuLayer(changed)
+    with pytest.raises(InputError, match=rf"test\.coefficients\.{key}: 0, expected more"):
+        npu({**hailo.coefficients, key: 0.0})
+    small = hailo.model_copy(update={"coefficients": {**hailo.coefficients, key: 1e-3}})
+    assert NpuLayer(small).costs(table("mlperf-tiny-vww")).latency_ms > 0
+
+
+def test_an_array_of_less_than_one_row_is_refused() -> None:
+    with pytest.raises(InputError, match=r"coefficients\.array_rows is 0\.5, expected 1 or more"):
+        NpuLayer(npu({"array_rows": 0.5, "array_columns": 8.0}))
+    assert latency_us(npu({"array_rows": 1.0, "array_columns": 8.0}), product(10, 8, 8)) > 0
+    assert latency_us(npu({"product_share": 0.5, "activations_moved_share": 0.0}, peak_int8_tops=1.0),
+                      product(10, 8, 8)) > 0, "a cost may be nothing, a rate may not"  # fmt: skip
+
+
 def test_the_two_operating_points_of_a_chip_share_their_rates() -> None:
     """The rates were found on both; MLPerf Tiny v1.0 has 5.122, 1.481 and 4.100 ms at 98.7 MHz."""
     slow = load_profile("syntiant-ndp9120")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -238,6 +239,35 @@ def test_names_are_unique_in_a_folder_and_names_beat_aliases(folder: Path) -> No
     (folder / "two.toml").write_text(GOOD.replace('"x86-cpu"', '"two"').replace('"x86", "cpu"', '"one"'))
     with pytest.raises(InputError, match=r"two\.toml: 'one' is taken by .*one\.toml"):
         list_profiles()
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "said"),
+    [
+        ("hailo-8", "depthwise_share", "0.0", "coefficients.depthwise_share: 0, expected more"),
+        ("syntiant-ndp9120", "product_macs_per_cycle", "0", "coefficients.product_macs_per_cycle"),
+        ("tpu-like", "array_rows", "0.0", "coefficients.array_rows: 0, expected more"),
+        ("coral-usb", "activation_sram_ratio", "1e308", "coefficients.activation_sram_ratio: 1e+308, expected 1e+12"),
+        ("coral-usb", "op_us", "-1e13", "coefficients.op_us: -1e+13, expected 1e+12"),
+        ("coral-usb", "moved_bytes_per_us", "0.0", "coefficients.moved_bytes_per_us: 0, expected more"),
+    ],
+)
+def test_a_coefficient_that_no_layer_can_compute_with_is_refused(
+    tmp_path: Path, name: str, key: str, value: str, said: str
+) -> None:
+    path = tmp_path / "mine.toml"
+    text, changes = re.subn(rf"^{key} = .*$", f"{key} = {value}", (PROFILES / f"{name}.toml").read_text(), flags=re.M)
+    assert changes == 1
+    path.write_text(text)
+    assert said in refusal(path)
+    path.write_text(re.sub(rf"^{key} = .*$", f"{key} = 7.5", text, flags=re.M))
+    assert read_profile(path).coefficients[key] == 7.5
+
+
+def test_a_cost_may_be_nothing() -> None:
+    fields = read_profile(PROFILES / "jetson-class.toml").model_dump(exclude_defaults=True)
+    changed = {**fields["coefficients"], "activations_moved_share": 0.0, "call_us": 0.0}
+    assert HardwareProfile.parse({**fields, "coefficients": changed}).coefficients == changed
 
 
 def test_units_that_a_coefficient_may_end_in() -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_optimize import FILE, MCU, X86, Maker, recipe
 from torch import nn
 
@@ -25,7 +27,7 @@ from kasmina_trainer.optimize.choosing import Goals
 from kasmina_trainer.optimize.optimizing import Optimizing, Settings, price_on, rerun
 from kasmina_trainer.optimize.outcome import MODEL, PAGE, RECIPE
 from kasmina_trainer.optimize.recipes import read_recipe
-from kasmina_trainer.optimize.samples import Frames, read_frames
+from kasmina_trainer.optimize.samples import Frames, halves, read_frames
 from kasmina_trainer.optimize.search import Cost
 from kasmina_trainer.optimize.tasks import LEAST_FRAMES, LEAST_ROWS, read_task, split_task
 
@@ -70,6 +72,35 @@ def test_the_three_parts_have_no_row_in_common() -> None:
     with torch.no_grad():
         other.head.bias[0] += 1e-6
     assert module_digest(other) != made.model_digest()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=5, max_size=40), st.integers(0, 5))
+def test_a_frame_that_repeats_is_in_one_part_only(times: list[int], seed: int) -> None:
+    x = np.repeat(np.arange(len(times), dtype=np.float32), times)[np.random.default_rng(seed).permutation(sum(times))]
+    made = split_task(nn.Identity(), Frames((x.reshape(-1, 1, 1, 1),), np.arange(len(x)), "repeats"), seed)
+    parts = [{float(v) for v in part.ravel()} for part in (made.learn, made.held_out, made.final)]
+    assert sum(map(len, parts)) == len(times) and len(made.learn) + len(made.held_out) + len(made.final) == len(x)
+    for part, labels in (
+        (made.learn, made.learn_labels), (made.held_out, made.labels), (made.final, made.final_labels)
+    ):  # fmt: skip
+        assert labels is not None and (x[labels] == part.ravel()).all(), "every frame keeps its label"
+
+
+def test_a_split_by_row_would_have_leaked() -> None:
+    x = np.repeat(np.arange(60, dtype=np.float32), 5)
+    learn, rest = halves(len(x), 0.6, 0)
+    assert set(x[learn]) & set(x[rest])
+    with pytest.raises(InputError, match="9 frames, 1 of them different: no three parts"):
+        split_task(Small(), Frames((np.zeros((9, 8, 8, 1), np.float32),), None, "x"), 0)
+
+
+def test_repeats_do_not_count_as_frames(tmp_path: Path, trained: Path) -> None:
+    drawn = np.random.default_rng(0).normal(size=(249, 8, 8, 1)).astype(np.float32)
+    np.savez(tmp_path / "f.npz", x=np.concatenate([drawn, drawn]))
+    with pytest.raises(InputError, match="498 frames, 249 of them different, at least 250 are needed") as told:
+        read_task(trained, str(tmp_path / "f.npz"))
+    assert "Record 1 more" in told.value.next_step
 
 
 def test_data_that_cannot_judge_is_refused(tmp_path: Path) -> None:

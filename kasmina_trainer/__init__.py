@@ -13,18 +13,33 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kasmina_trainer.evolve import GrownNetwork
+    from kasmina_trainer.evolve import Arm, GrownNetwork, Macs, Parameters
     from kasmina_trainer.seeds import SeededNetwork, attach_seeds, freeze
     from kasmina_trainer.training import Minutes
 
 __version__ = "0.1.0"
-__all__ = ["GrownNetwork", "Minutes", "SeededNetwork", "__version__", "attach_seeds", "evolve", "export", "freeze"]
+__all__ = [
+    "Arm",
+    "GrownNetwork",
+    "Macs",
+    "Minutes",
+    "Parameters",
+    "SeededNetwork",
+    "__version__",
+    "attach_seeds",
+    "evolve",
+    "export",
+    "freeze",
+]
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime writes a device id and events otherwise
 
 _HOME = {
+    "Arm": "evolve",
     "GrownNetwork": "evolve",
+    "Macs": "evolve",
     "Minutes": "training",
+    "Parameters": "evolve",
     "SeededNetwork": "seeds",
     "attach_seeds": "seeds",
     "freeze": "seeds",

@@ -1,14 +1,18 @@
 """The gate that lets a graft out of the trainer: a paired measurement on data that nothing was trained on.
 
 Both networks answer the same inputs; what counts is the difference row by row. Its 95 % bounds come from a seeded
-bootstrap over rows (Efron and Tibshirani 1993, percentile bounds): one-sided, so that the bound and not the average has
-to clear the margin. Answers come from functions, so that the file a device will run can be judged as well as torch.
+bootstrap (Efron and Tibshirani 1993, percentile bounds): one-sided, so that the bound and not the average has to clear
+the margin. Rows of one patient, scene or recording are not independent: where their groups are named, whole groups are
+drawn (Field and Welsh 2007). Answers come from functions, so that the file a device will run can be judged as well as
+torch; what it costs there comes in as figures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import sqrt
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +22,29 @@ from kasmina_edge.errors import InputError
 from kasmina_trainer.datasets.digits import Samples as Samples
 
 Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
 Predict = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.int64]]
+FEWEST_GROUPS = 8
+
+
+class Priced(Protocol):
+    """What both networks cost on a target, before and after; `acceptance_cost.Costs` is one."""
+
+    @property
+    def latency_ms(self) -> tuple[float, float]:
+        """Of one inference."""
+
+    @property
+    def peak_bytes(self) -> tuple[int, int]:
+        """Activations and weights."""
+
+    @property
+    def energy_uj(self) -> tuple[float, float] | None:
+        """Of one inference; None where the target cannot say."""
+
+    @property
+    def band(self) -> float | None:
+        """Relative half-width of latency and energy; None: unknown."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +57,12 @@ class AcceptanceLimits:
         minimum_samples: Fewer rows on either side prove nothing.
         confidence: One-sided level of both bounds.
         resamples: Bootstrap repetitions.
+        maximum_class_loss: Most accuracy that any single class may lose on clean rows, by its upper bound; None: it is
+            measured and not judged.
+        maximum_latency_ms: Of one inference on the target; None: not judged. An estimate over a limit by less than its
+            own band passes, and the report says so.
+        maximum_peak_bytes: Of activations and weights.
+        maximum_energy_uj: Of one inference.
     """
 
     minimum_gain: float = 0.02
@@ -38,6 +70,10 @@ class AcceptanceLimits:
     minimum_samples: int = 50
     confidence: float = 0.95
     resamples: int = 2000
+    maximum_class_loss: float | None = None
+    maximum_latency_ms: float | None = None
+    maximum_peak_bytes: int | None = None
+    maximum_energy_uj: float | None = None
 
 
 DEFAULT_LIMITS = AcceptanceLimits()
@@ -51,6 +87,8 @@ def measure_acceptance(
     *,
     limits: AcceptanceLimits = DEFAULT_LIMITS,
     seed: int = 0,
+    clusters: tuple[Ints | None, Ints | None] = (None, None),
+    costs: Priced | None = None,
 ) -> Acceptance:
     """Ask both networks the same questions and judge.
 
@@ -61,9 +99,11 @@ def measure_acceptance(
         target: Held-out inputs and labels of what the graft was grown for.
         limits: What it has to show.
         seed: Of the bootstrap.
+        clusters: Group of each clean and of each target row (patient, scene, recording); None: rows stand alone.
+        costs: What both networks cost on the target.
 
     Raises:
-        InputError: Rows and labels or answers differ in number.
+        InputError: Rows and labels, answers or groups differ in number, or there are too few groups.
     """
     answers = []
     for name, (x, y) in (("clean", clean), ("target", target)):
@@ -74,7 +114,8 @@ def measure_acceptance(
             if labels.shape != y.shape:
                 raise InputError(f"{name}: the network {side} gave answers of shape {labels.shape}, expected {y.shape}")
             answers.append(labels == y)
-    return judge(*answers, limits=limits, seed=seed)
+    classes = np.asarray(clean[1], dtype=np.int64)
+    return judge(*answers, limits=limits, seed=seed, clusters=clusters, classes=classes, costs=costs)
 
 
 def judge(
@@ -85,6 +126,9 @@ def judge(
     *,
     limits: AcceptanceLimits = DEFAULT_LIMITS,
     seed: int = 0,
+    clusters: tuple[Ints | None, Ints | None] = (None, None),
+    classes: Ints | None = None,
+    costs: Priced | None = None,
 ) -> Acceptance:
     """The verdict, from which rows were answered rightly; pure.
 
@@ -95,9 +139,12 @@ def judge(
         target_after: The same rows with the graft.
         limits: What it has to show.
         seed: Of the bootstrap.
+        clusters: Group of each clean and of each target row; None: rows stand alone.
+        classes: True class of each clean row; None: no class is looked at alone.
+        costs: What both networks cost on the target.
 
     Raises:
-        InputError: No rows, or the pairs do not match.
+        InputError: No rows, the pairs do not match, or there are too few groups.
 
     >>> right, wrong = np.ones(100, bool), np.zeros(100, bool)
     >>> judge(right, right, wrong, right).accepted
@@ -111,13 +158,17 @@ def judge(
         )
     if clean_before.shape != clean_after.shape or target_before.shape != target_after.shape:
         raise InputError("acceptance is paired: both networks answer the same rows")
+    check_clusters(clusters, (len(clean_before), len(target_before)))
+    lost = clean_before.astype(np.int8) - clean_after.astype(np.int8)
+    gained = target_after.astype(np.int8) - target_before.astype(np.int8)
     rng = np.random.default_rng(seed)
-    loss = _resampled_means(clean_before.astype(np.int8) - clean_after.astype(np.int8), limits.resamples, rng)
-    gain = _resampled_means(target_after.astype(np.int8) - target_before.astype(np.int8), limits.resamples, rng)
+    loss = _resampled_means(lost, clusters[0], limits.resamples, rng)
+    gain = _resampled_means(gained, clusters[1], limits.resamples, rng)
     level = f"{limits.confidence * 100:.0f} %"
     gain_low = float(np.quantile(gain, 1 - limits.confidence))
     gain_high = float(np.quantile(gain, limits.confidence))
     loss_high = float(np.quantile(loss, limits.confidence))
+    worst = _worst_class(lost, classes, clusters[0], limits, seed)
     fewest = min(len(clean_before), len(target_before))
     reasons = []
     if fewest < limits.minimum_samples:
@@ -129,6 +180,10 @@ def judge(
             f"clean accuracy lost: upper {level} bound {loss_high:.3f}, "
             f"at most {limits.maximum_clean_loss:.3f} is accepted"
         )
+    if limits.maximum_class_loss is not None and (worst is None or worst[1] > limits.maximum_class_loss):
+        found = f"of class {worst[0]}: upper {level} bound {worst[1]:.3f}" if worst else "by class: not measured"
+        reasons.append(f"clean accuracy lost {found}, at most {limits.maximum_class_loss:.3f} is accepted")
+    reasons += _too_dear(costs, limits)
     return Acceptance(
         samples=fewest,
         clean_before=float(clean_before.mean()),
@@ -140,15 +195,97 @@ def judge(
         clean_loss_high=loss_high,
         accepted=not reasons,
         reasons=tuple(reasons),
+        worst_class_loss_high=worst[1] if worst else None,
     )
 
 
+def check_clusters(clusters: tuple[Ints | None, Ints | None], rows: tuple[int, int]) -> None:
+    """Groups are one a row, and enough of them.
+
+    Args:
+        clusters: Groups of the clean and of the target rows.
+        rows: How many rows each side has.
+
+    Raises:
+        InputError: Another number of rows, or fewer than `FEWEST_GROUPS` groups.
+    """
+    for name, groups, count in zip(("clean", "target"), clusters, rows, strict=True):
+        if groups is None:
+            continue
+        if np.shape(groups) != (count,):
+            raise InputError(f"{name}: groups of shape {np.shape(groups)}, expected ({count},), one a row")
+        found = len(np.unique(groups))
+        if found < FEWEST_GROUPS:
+            raise InputError(
+                f"{name}: {found} groups among the held-out rows, at least {FEWEST_GROUPS} are needed for a bound",
+                "Hold out rows of more groups, or leave the groups out where rows stand alone.",
+            )
+
+
+def _too_dear(costs: Priced | None, limits: AcceptanceLimits) -> list[str]:
+    """Limits that are exceeded by more than the estimate's own band."""
+    latency = energy = memory = None
+    if costs is not None:
+        latency, memory = costs.latency_ms[1], costs.peak_bytes[1]
+        energy = costs.energy_uj[1] if costs.energy_uj is not None else None
+    asked: dict[str, tuple[float | None, float | None, str]] = {
+        "latency": (limits.maximum_latency_ms, latency, "ms"),
+        "energy": (limits.maximum_energy_uj, energy, "uJ"),
+        "peak memory": (limits.maximum_peak_bytes, memory, "bytes"),
+    }
+    reasons = []
+    for name, (limit, found, unit) in asked.items():
+        if limit is None:
+            continue
+        if found is None or costs is None:
+            reasons.append(f"{name}: not measured, at most {limit:g} {unit} is accepted")
+            continue
+        band = 0.0 if unit == "bytes" or costs.band is None else costs.band
+        if found * (1 - band) > limit:
+            reasons.append(f"{name}: {found:g} {unit}, at most {limit:g} {unit} is accepted")
+    return reasons
+
+
+def _worst_class(
+    lost: npt.NDArray[np.int8], classes: Ints | None, groups: Ints | None, limits: AcceptanceLimits, seed: int
+) -> tuple[int, float] | None:
+    """The class with the highest upper bound of accuracy lost, and that bound; the lowest class where several tie."""
+    if classes is None:
+        return None
+    if classes.shape != lost.shape:
+        raise InputError(f"classes of shape {classes.shape}, expected {lost.shape}")
+    rng = np.random.default_rng([seed, 1])
+    bounds = {}
+    for label in np.unique(classes):
+        mine = classes == label
+        means = _resampled_means(lost[mine], None if groups is None else groups[mine], limits.resamples, rng)
+        bounds[int(label)] = float(np.quantile(means, limits.confidence))
+    worst = max(bounds, key=lambda label: (bounds[label], -label))
+    return worst, bounds[worst]
+
+
 def _resampled_means(
-    differences: npt.NDArray[np.int8], resamples: int, rng: np.random.Generator
+    differences: npt.NDArray[np.int8], groups: Ints | None, resamples: int, rng: np.random.Generator
 ) -> npt.NDArray[np.float64]:
-    """Means of ``resamples`` draws with replacement of values -1, 0 and 1: a multinomial over their counts."""
+    """Means of ``resamples`` draws with replacement of values -1, 0 and 1: of rows, or of whole groups.
+
+    Rows are drawn as a multinomial over their counts. Few groups spread too little when they are drawn; the spread is
+    widened by the root of G / (G - 1).
+    """
     count = len(differences)
-    shares = [float((differences == value).mean()) for value in (-1, 0, 1)]
-    draws = rng.multinomial(count, shares, size=resamples)
-    means: npt.NDArray[np.float64] = (draws[:, 2] - draws[:, 0]) / count
-    return means
+    if groups is None:
+        shares = [float((differences == value).mean()) for value in (-1, 0, 1)]
+        draws = rng.multinomial(count, shares, size=resamples)
+        means: npt.NDArray[np.float64] = (draws[:, 2] - draws[:, 0]) / count
+        return means
+    _, place = np.unique(groups, return_inverse=True)
+    sizes = np.bincount(place)
+    sums = np.bincount(place, weights=differences)
+    many = len(sizes)
+    if many == 1:
+        return np.linspace(-1.0, 1.0, resamples)  # one group bounds nothing
+    drawn = rng.multinomial(many, np.full(many, 1 / many), size=resamples)
+    ratios: npt.NDArray[np.float64] = (drawn @ sums) / (drawn @ sizes)
+    middle = sums.sum() / count
+    spread: npt.NDArray[np.float64] = middle + (ratios - middle) * sqrt(many / (many - 1))
+    return spread

@@ -207,7 +207,11 @@ class Preprocessing(SignedContract):
 
 
 class Graft(SignedContract):
-    """A blueprint instance with weights, at a site."""
+    """A blueprint instance with weights, at a site.
+
+    ``config_digest`` tells its settings where they are not the blueprint's defaults; ``macs`` are multiply-adds of one
+    frame, 0 where nobody counted.
+    """
 
     blueprint: Name
     blueprint_version: Annotated[int, Field(ge=1)]
@@ -216,6 +220,8 @@ class Graft(SignedContract):
     parameters: Annotated[int, Field(ge=0)]
     mergeable: bool = False
     capture_batches: tuple[str, ...] = ()
+    config_digest: Annotated[str, Field(max_length=64)] = ""
+    macs: Annotated[int, Field(ge=0)] = 0
 
 
 class FeatureStatistics(SignedContract):
@@ -246,7 +252,10 @@ class ReferenceProbes(SignedContract):
 
 
 class Acceptance(SignedContract):
-    """The paired measurement that let a graft through, in shares of 1; ``gain_low`` is the lower 95 % bound."""
+    """The paired measurement that let a graft through, in shares of 1; ``gain_low`` is the lower 95 % bound.
+
+    ``worst_class_loss_high``: upper bound of clean accuracy lost by the class that loses most; None: not measured.
+    """
 
     samples: Annotated[int, Field(ge=1)]
     clean_before: Annotated[float, Field(ge=0, le=1)]
@@ -258,6 +267,7 @@ class Acceptance(SignedContract):
     clean_loss_high: float
     accepted: bool
     reasons: tuple[str, ...] = ()
+    worst_class_loss_high: float | None = None
 
 
 class BundleManifest(SignedContract):

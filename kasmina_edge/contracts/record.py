@@ -193,12 +193,14 @@ class SeedTelemetry(_Measured):
         mean_output: Mean absolute value of what the branch adds, in real units.
         contribution: How far the answers move when the graft is silenced, 0 to 1.
         utilization: The documented mean of three shares, 0 to 1.
-        age_s: Seconds since the bundle was committed on this device.
+        age_s: Seconds since the bundle was committed on this device; in the trainer, since the graft was grown.
+        gradient_norm: Euclidean norm of the last gradient of the branch's weights; a device, which does not learn,
+            never measures it.
     """
 
     BITS: ClassVar[tuple[str, ...]] = (
         "activation_variance", "interface_drift", "weights_l1", "mean_output", "contribution", "utilization", "age_s",
-        "budget", "hardware", "safety",
+        "budget", "hardware", "safety", "gradient_norm",
     )  # fmt: skip
 
     site: Annotated[str, Field(max_length=128)] = ""
@@ -215,6 +217,7 @@ class SeedTelemetry(_Measured):
     budget: BudgetLeft | None = None
     hardware: HardwareContext | None = None
     safety: SafetyScores | None = None
+    gradient_norm: Annotated[float, Field(ge=0)] | None = None
 
 
 class AcceleratorReport(_Message):

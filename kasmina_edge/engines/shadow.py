@@ -145,7 +145,9 @@ class Shadow:
             raise EngineError(f"{self.model.file.path}: the shadow failed ({str(exc)[:120]})") from exc
 
     def weights(self, site: str) -> list[Floats]:
-        """The weights of a site's branch in real units, one array an operator; biases and shapes left out."""
+        """The weights of a site's branch in real units, one array an operator, and its gate, which is a single number;
+        biases and shapes are left out.
+        """
         found = []
         for operator in self._branches.get(site, ()):
             for tensor in operator.inputs:

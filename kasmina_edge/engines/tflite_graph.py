@@ -20,6 +20,7 @@ _TENSOR_BUFFER = 2
 _OPERATOR_CODE, _OPERATOR_INPUTS, _OPERATOR_OUTPUTS = 0, 1, 2
 _BUFFER_DATA, _BUFFER_OFFSET, _BUFFER_SIZE = 0, 1, 2
 _ADD = 0  # BuiltinOperator.ADD
+_REARRANGING = (22, 39, 43, 70)  # RESHAPE, TRANSPOSE, SQUEEZE, EXPAND_DIMS
 
 
 @dataclass(frozen=True)
@@ -117,29 +118,38 @@ class TfliteGraph:
         return start, length
 
     def branch(self, entry: int, leave: int) -> tuple[Operator, ...] | None:
-        """The operators of a residual branch: what lies between ``entry`` and the addition that writes ``leave``.
+        """The operators of a residual branch: what nothing needs but the addition of something to ``entry``.
 
-        None where the file is built otherwise: ``leave`` is not the sum of ``entry`` and one other activation.
+        A branch reads ``entry``, or what ``entry`` was computed from: what others need as well is the host's.
+
+        Args:
+            entry: The tensor that is added to.
+            leave: The sum.
+
+        Returns:
+            In order of execution; None where the file is built otherwise: ``leave`` is not the sum of ``entry`` and one
+            other activation.
         """
         last = self.producer(leave)
         if last is None or last.kind != _ADD or entry == leave or len(last.inputs) != 2 or entry not in last.inputs:
             return None
-        added = last.inputs[1] if last.inputs[0] == entry else last.inputs[0]
-        found: dict[int, Operator] = {}
-        waiting = [added]
-        while waiting:
-            tensor = waiting.pop()
-            writer = self.producer(tensor) if tensor != entry else None
-            if writer is None or id(writer) in found:
+        wanted = {i for i in last.inputs if i != entry}
+        found: list[Operator] = []
+        for op in reversed(self.operators[: self.operators.index(last)]):
+            if entry in op.outputs or wanted.isdisjoint(op.outputs):
                 continue
-            found[id(writer)] = writer
-            waiting.extend(i for i in writer.inputs if i >= 0)
-        return tuple(op for op in self.operators if id(op) in found) if found else None
+            if all(id(reader) in {id(last), *map(id, found)} for reader in self._readers(op)):
+                found.append(op)
+                wanted.update(op.inputs)
+        return tuple(reversed(found)) or None
+
+    def _readers(self, operator: Operator) -> list[Operator]:
+        return [op for op in self.operators if not set(operator.outputs).isdisjoint(op.inputs)]
 
     def silenced(
         self, branches: Sequence[tuple[Operator, ...]], zero_points: Mapping[int, int] | None = None
     ) -> bytes | None:
-        """The file with branches that add nothing: the constants of each one's last operator are zero.
+        """The file with branches that add nothing: the constants of each one's last operator are zero - its gate.
 
         Args:
             branches: As `branch` gives them.
@@ -149,7 +159,7 @@ class TfliteGraph:
             None where a last operator has no constants, or shares them with an operator that has to go on: then it
             cannot be silenced alone.
         """
-        last = [branch[-1] for branch in branches]
+        last = [self._closing(branch) for branch in branches]
         kept = {
             span[0]
             for op in self.operators
@@ -168,3 +178,7 @@ class TfliteGraph:
                     return None
                 data[start : start + length] = zeros
         return bytes(data)
+
+    def _closing(self, branch: tuple[Operator, ...]) -> Operator:
+        """The last operator of a branch that computes something."""
+        return next((op for op in reversed(branch) if op.kind not in _REARRANGING), branch[-1])

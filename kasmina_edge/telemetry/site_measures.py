@@ -114,14 +114,19 @@ class SiteMeasures:
     """Accumulates one site; not safe for several threads.
 
     Args:
-        weights: Arrays of the branch's weights in real units; None where nothing is grafted.
+        weights: Arrays of the branch's weights in real units; None where nothing is grafted. A single number is a gate:
+            it is no part of the sum of weights.
     """
 
     def __init__(self, weights: Sequence[Array] | None = None) -> None:
-        self.weights_l1 = None if weights is None else math.fsum(float(np.abs(w).sum()) for w in weights)
-        self._in_use = None if weights is None else weights_in_use(weights)
         self._contributions: deque[float] = deque(maxlen=KEPT_CONTRIBUTIONS)
+        self.weigh(weights)
         self._begin()
+
+    def weigh(self, weights: Sequence[Array] | None) -> None:
+        """Take the branch's weights as they are now, where they learn; as the constructor does."""
+        self.weights_l1 = None if weights is None else math.fsum(float(np.abs(w).sum()) for w in weights if w.size > 1)
+        self._in_use = None if weights is None else weights_in_use(weights)
 
     def add(self, entry: Array, leave: Array, added: Array | None) -> None:
         """Take one frame in; one with a value that is not finite is left out.

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from kasmina_edge.contracts.change_plan import ChangePlan
-from kasmina_edge.contracts.manifest import BundleManifest, ModelFile
+from kasmina_edge.contracts.manifest import BundleManifest, Graft, ModelFile
 from kasmina_edge.contracts.record import MAX_SEEDS, BudgetLeft, SafetyScores, SeedTelemetry
 from kasmina_edge.telemetry.details import short
 from kasmina_edge.telemetry.site_measures import SiteFigures
 
 WHOLE = ""
 """The site that is the whole model."""
+
+
+class Grown(Protocol):
+    """What has grafts: a bundle's manifest, or a network that is still on the desk."""
+
+    @property
+    def grafts(self) -> Sequence[Graft]:
+        """What has grown, merged changes of the host among them."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,7 @@ class SiteContext:
 
 
 def report(
-    manifest: BundleManifest,
+    grown: Grown,
     sites: Sequence[str],
     figures: Mapping[str, SiteFigures],
     context: SiteContext,
@@ -49,7 +58,7 @@ def report(
     """The rows of one record: the whole model, then each site.
 
     Args:
-        manifest: Of the bundle that answers.
+        grown: The manifest of the bundle that answers, or a network.
         sites: Seed sites in the order of flow.
         figures: What was measured, by site; the whole model's under `WHOLE`.
         context: What the runtime knows.
@@ -58,7 +67,7 @@ def report(
         reason: Why the inside was not measured; empty where it was.
     """
     age = None if context.committed_s is None or context.committed_s > now_s else round(now_s - context.committed_s, 1)
-    grafts = {graft.site: graft for graft in manifest.grafts}
+    grafts = {graft.site: graft for graft in grown.grafts}
     used = [
         (grafts[site].parameters, found.utilization)
         for site, found in figures.items()
@@ -84,7 +93,7 @@ def report(
                 contribution=_short(found.contribution),
                 utilization=_short(share),
                 age_s=age if site == WHOLE or graft else None,
-                budget=budget_left(manifest, context, now_s, latency_us) if site == WHOLE else None,
+                budget=budget_left(grown, context, now_s, latency_us) if site == WHOLE else None,
                 safety=_safety(context) if site == WHOLE else None,
             )
         )
@@ -94,9 +103,7 @@ def report(
 _NOTHING = SiteFigures(0, None, None, None, None, None, None)
 
 
-def budget_left(
-    manifest: BundleManifest, context: SiteContext, now_s: float, latency_us: float | None = None
-) -> BudgetLeft | None:
+def budget_left(grown: Grown, context: SiteContext, now_s: float, latency_us: float | None = None) -> BudgetLeft | None:
     """What the change plan still allows after what the bundle takes; None without a plan."""
     plan = context.plan
     if plan is None:
@@ -111,7 +118,7 @@ def budget_left(
         if plan.capture.max_days is not None:
             days = plan.capture.max_days - (0.0 if since_s is None else max(0.0, now_s - since_s) / 86_400.0)
     return BudgetLeft(
-        parameters=plan.maximum_parameters - sum(graft.parameters for graft in manifest.grafts),
+        parameters=plan.maximum_parameters - sum(graft.parameters for graft in grown.grafts),
         latency_us=latency,
         capture_frames=frames,
         capture_bytes=octets,

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from kasmina_edge.cli.output import EXIT_CODES
-from kasmina_trainer.cli import compare, data, demo, evolve, export, optimize, plot, train
+from kasmina_trainer.cli import blueprints, compare, data, demo, evolve, export, optimize, plot, train
 
 app = typer.Typer(
     name="kasmina-trainer",
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("evolve")(evolve.evolve)
+app.command("blueprints")(blueprints.blueprints)
 app.command("export")(export.export)
 app.command("compare")(compare.compare)
 app.command("optimize")(optimize.optimize)

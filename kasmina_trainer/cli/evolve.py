@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +15,12 @@ from kasmina_trainer.cli import captured as captures
 from kasmina_trainer.cli.options import GROWN_FILE, HOST_FILE, Captured, Device, Json, Out, Seed, Simulated
 from kasmina_trainer.cli.progress import progress
 from kasmina_trainer.datasets import digits
+
+if TYPE_CHECKING:
+    from kasmina_trainer.evolve import Event
+    from kasmina_trainer.training import Progress
+
+RUN_FOLDER = "growth.run"
 
 
 def evolve(
@@ -23,16 +31,52 @@ def evolve(
         Path | None, typer.Option("--host", help="Host checkpoint; OUT/host.checkpoint when left out.")
     ] = None,
     save: Annotated[Path | None, typer.Option("--save", help="Result; OUT/grown.checkpoint when left out.")] = None,
-    blueprint: Annotated[str, typer.Option("--blueprint", help="depthwise, no-op or scale-bn-retune.")] = "depthwise",
-    sites: Annotated[str | None, typer.Option("--sites", help="Comma-separated; the first two when left out.")] = None,
+    blueprint: Annotated[
+        str,
+        typer.Option(
+            "--blueprint",
+            help="A name that `kasmina-trainer blueprints` lists; a recipe (light, strong, filters, filters-and-norms, "
+            "depthwise-and-norms), which brings its own sites; or auto: a race of all that fit.",
+        ),
+    ] = "depthwise",
+    sites: Annotated[
+        str | None, typer.Option("--sites", help="Comma-separated; the first two when left out, all with auto.")
+    ] = None,
     target_only: Annotated[
         bool, typer.Option("--target-only", help="Leave clean data out of the mix: this is how a graft does harm.")
     ] = False,
-    rival: Annotated[bool, typer.Option(help="Train the scale/BN retune beside it.")] = True,
-    intensity: Annotated[float, typer.Option("--intensity", help="Blend factor, 0 to 1.")] = 1.0,
+    rival: Annotated[bool, typer.Option(help="Train the scale/BN retune and full fine-tuning beside it.")] = True,
+    intensity: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--intensity",
+            metavar="X|NAME=X",
+            help="Blend factor, 0 to 1, of all grafts or of a blueprint; again for another. NAME.learning_rate=X and "
+            "NAME.width=X scale the rate and the width.",
+        ),
+    ] = None,
+    intensities: Annotated[
+        Path | None, typer.Option("--intensities", help="Folder of intensity files, one a blueprint.")
+    ] = None,
     minutes: Annotated[float, typer.Option("--minutes", help="Most time for training.")] = 5.0,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--budget",
+            help="90s, 5m, 1h of training (instead of --minutes); 200k, 2M MACs a frame; 500p, 10% of parameters.",
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps; fewer is quicker.")] = None,
     profile: Annotated[str | None, typer.Option("--profile", help="Hardware target.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a growth that was interrupted, to the same bytes.")
+    ] = False,
+    tensorboard: Annotated[
+        Path | None, typer.Option("--tensorboard", help="Folder for TensorBoard scalars of every step.")
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="Draw the grown network: a .svg or .html file.")
+    ] = None,
     seed: Seed = 0,
     device: Device = "cpu",
     as_json: Json = False,
@@ -41,45 +85,97 @@ def evolve(
 
     Exit code 1 when the acceptance gate refuses it; the file is written all the same, with the reasons inside.
     """
+    import torch
+
+    from kasmina_edge.errors import InputError
+    from kasmina_edge.storage import remove_tree
     from kasmina_trainer.checkpoints import load_checkpoint, save_network
-    from kasmina_trainer.evolve import default_settings
+    from kasmina_trainer.evolve import (
+        GRAFT_SETTINGS,
+        RECIPES,
+        default_settings,
+        parse_budget,
+        parse_intensities,
+        sites_for,
+    )
     from kasmina_trainer.evolve import evolve as grow
+    from kasmina_trainer.seeds import attach_seeds
     from kasmina_trainer.training import Minutes
 
+    if picture is not None and picture.suffix not in (".svg", ".html"):
+        raise InputError(f"--picture {picture}: expected a name that ends in .svg or .html")
     source = load_checkpoint(host or out / HOST_FILE)
     parts = digits.split_digits(int(source.metadata.get("seed", seed)))
     target = captures.target(captured, simulated, parts.camera, seed)
-    with progress(f"Growing {blueprint}", quiet=as_json) as on_step:
+    size = sum(p.numel() for p in source.network.body.parameters())
+    limits = [parse_budget(text, size) for text in budget or ()]
+    if not any(isinstance(limit, Minutes) for limit in limits):
+        limits.append(Minutes(minutes))
+    run = out / RUN_FOLDER
+    if not resume:
+        remove_tree(run)
+    seeds = source.network
+    known = blueprint not in (*RECIPES, "auto")
+    if blueprint in RECIPES:
+        example = torch.from_numpy(parts.probes.x[:1].copy())
+        seeds = attach_seeds(source.host(), sites_for(blueprint, source.host(), example), example=example)
+    plain = default_settings(blueprint) if known else GRAFT_SETTINGS
+    with _watched(f"Growing {blueprint}", quiet=as_json) as (on_step, on_event):
         grown = grow(
-            source.network,
+            seeds,
             train=parts.host.samples,
             target=target,
             holdout_clean=parts.probes.samples,
             blueprint=blueprint,
             sites=tuple(s.strip() for s in sites.split(",")) if sites else None,
-            budget=Minutes(minutes),
+            budget=limits,
             seed=seed,
-            intensity=intensity,
+            intensity=parse_intensities(intensity or (), intensities),
             target_only=target_only,
             rival=rival,
-            settings=replace(default_settings(blueprint), steps=steps) if steps is not None else None,
+            settings=replace(plain, steps=steps) if steps is not None else None,
             profile=profile,
             device=device,
+            folder=run,
+            resume=resume,
+            tensorboard=tensorboard,
             on_step=on_step,
+            on_event=on_event,
         )
     path = save or out / GROWN_FILE
     note = {
         **source.metadata,
-        "blueprint": blueprint,
+        "blueprint": blueprint if blueprint != "auto" else grown.blueprint,
         "target_only": target_only,
         "captured": len(target[1]),
         "growth_seed": seed,
     }
     save_network(path, grown.network, grafts=grown.grafts, acceptance=grown.acceptance, metadata=note)
+    remove_tree(run)
+    if picture is not None:
+        grown.save_picture(picture)
     report = grown.report()
-    emit({**report.as_dict(), "file": str(path), "accepted": grown.acceptance.accepted}, as_json=as_json)
+    drawn = {"picture": str(picture)} if picture is not None else {}
+    emit({**report.as_dict(), "file": str(path), "accepted": grown.acceptance.accepted, **drawn}, as_json=as_json)
     if not as_json:
         console().print(report)
-        console().print(f"written to {path}")
+        console().print(f"written to {path}" + (f", drawn in {picture}" if picture is not None else ""))
     if not grown.acceptance.accepted:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _watched(text: str, *, quiet: bool) -> Iterator[tuple[Progress, Callable[[Event], None] | None]]:
+    """A live table on a terminal; a plain bar, or nothing, elsewhere."""
+    err = console(stderr=True)
+    if quiet or not err.is_interactive:
+        with progress(text, quiet=quiet) as on_step:
+            yield on_step, None
+        return
+    from rich.live import Live
+
+    from kasmina_trainer.evolve.live import LiveTable
+
+    table = LiveTable(text)
+    with Live(table, console=err, transient=True, refresh_per_second=4):
+        yield table.step, table

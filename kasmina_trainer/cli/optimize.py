@@ -48,7 +48,7 @@ def optimize(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Search the recipes - calibration, bias correction, equalisation, training, 4 and 8 bits - for the best file.
+    """Search the recipes - calibration, bias correction, equalisation, training, widths, pruning - for the best file.
 
     What was made is kept: a search that was interrupted goes on where it stopped, the next one makes only what is new.
     Exit code 1 when no recipe keeps the goals, or when the fresh inputs refute that the chosen one does; the page says
@@ -62,6 +62,7 @@ def optimize(
     from kasmina_trainer.optimize.outcome import write_outcome
     from kasmina_trainer.optimize.recipes import read_recipe
     from kasmina_trainer.optimize.tasks import read_task
+    from kasmina_trainer.pruning import take_channels
 
     if minutes is not None and not minutes > 0:
         raise InputError(f"--minutes {minutes:g}: expected more than 0")
@@ -71,7 +72,7 @@ def optimize(
     named = captured is not None or simulated is not None
     task = read_task(model, data, seed, partial(captures.target, captured, simulated) if named else None)
     if made is not None:
-        path = rerun(made, task, out)
+        path = rerun(made, task, out, prune=take_channels)
         value = {"file": str(path), "sha256": made.file, "recipe": made.recipe.model_dump(mode="json")}
         emit(value, as_json=as_json, table=rows_table([("written", f"{path}, the same {made.file[:12]} as before")]))
         return
@@ -80,6 +81,7 @@ def optimize(
         task, model.stem, target, goals,
         settings=Settings(qat_steps=qat_steps, headroom=headroom, seed=seed, minutes=minutes, smoke=smoke),
         store=CandidateStore(cache or out / "candidates"),
+        prune=take_channels,
         said=lambda text: None if as_json else err.print(plain(text)),
     )  # fmt: skip
     if dry_run:

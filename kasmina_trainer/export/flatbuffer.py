@@ -1,14 +1,16 @@
 """TFLite files as data: read, write back in one canonical layout, and look at the operators.
 
 Canonical: every tensor name but the inputs' and outputs' is empty (names take a third of a small int8 file), constant
-buffers are 16-byte aligned as the schema's ``force_align`` asks, activations share the empty buffer 0, and tensors,
-buffers and operator codes are numbered by first use - or, for a grown network, as its parent numbers them, with what is
-new behind. So a graft moves as few bytes of its host as it can, and equal graphs give equal bytes.
+buffers are 16-byte aligned as the schema's ``force_align`` asks, activations share the empty buffer 0, equal constants
+share one buffer except for gates, which have one each, and tensors, buffers and operator codes are numbered by first
+use - or, for a grown network, as its parent numbers them, with what is new behind. So a graft moves as few bytes of its
+host as it can, and equal graphs give equal bytes.
 Layout and terms: tensorflow/compiler/mlir/lite/schema/schema.fbs.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +26,8 @@ from kasmina_edge.errors import KasminaError
 FILE_IDENTIFIER = b"TFL3"
 BUFFER_ALIGNMENT = 16
 INPUT, OUTPUT = "input", "output"
+REARRANGING = ("RESHAPE", "TRANSPOSE", "EXPAND_DIMS", "SQUEEZE")
+"""Operators that move values and compute nothing."""
 
 _OPERATORS: dict[int, str] = {v: k for k, v in vars(schema.BuiltinOperator).items() if not k.startswith("_")}
 _TYPES: dict[int, str] = {v: k for k, v in vars(schema.TensorType).items() if not k.startswith("_")}
@@ -91,6 +95,32 @@ def constant(model: Any, index: int) -> npt.NDArray[np.uint8] | None:
         return None
     data = model.buffers[model.subgraphs[0].tensors[index].buffer].data
     return None if data is None or len(data) == 0 else np.asarray(data, dtype=np.uint8)
+
+
+def residual_gates(model: Any) -> dict[int, tuple[int, int]]:
+    """The single constant numbers that multiply what is then added to something: the gates of residual branches.
+
+    Returns:
+        By the gate's tensor: the tensor that the branch is added to, and the one that the addition writes.
+    """
+    ops = operators(model)
+    readers: dict[int, list[Operator]] = {}
+    for op in ops:
+        for index in op.inputs:
+            readers.setdefault(index, []).append(op)
+    found: dict[int, tuple[int, int]] = {}
+    for op in ops:
+        single = [i for i in op.inputs if math.prod(shape(model, i)) == 1 and constant(model, i) is not None]
+        if op.name != "MUL" or len(single) != 1:
+            continue
+        product = op.outputs[0]
+        while len(behind := readers.get(product, [])) == 1 and behind[0].name in REARRANGING:
+            product = behind[0].outputs[0]
+        if len(behind) == 1 and behind[0].name == "ADD":
+            others = [i for i in behind[0].inputs if i != product]
+            if len(others) == 1:
+                found[single[0]] = (others[0], behind[0].outputs[0])
+    return found
 
 
 def type_name(model: Any, index: int) -> str:
@@ -180,11 +210,16 @@ def canonical(model: Any, parent: Any | None = None, twins: Mapping[int, int] | 
     order = _tensor_order(model, twins or {})
     moved = {old: new for new, old in enumerate(order)}
     tensors = [graph.tensors[old] for old in order]
+    apart = residual_gates(model)
     buffers, seen = [schema.BufferT()], dict[bytes, int]()
     for old, tensor in zip(order, tensors, strict=True):
         data = constant(model, old)
         if data is None:
             tensor.buffer = 0
+            continue
+        if old in apart:
+            tensor.buffer = len(buffers)
+            buffers.append(_AlignedBuffer(data))
             continue
         key = data.tobytes()
         if key not in seen:

@@ -13,11 +13,12 @@ from torch import nn
 
 from kasmina_edge.errors import KasminaError
 from kasmina_trainer import quantization
-from kasmina_trainer.export import culprits, flatbuffer
+from kasmina_trainer.export import culprits, flatbuffer, gates
 from kasmina_trainer.export.collector import without_collector
 from kasmina_trainer.export.layout import AppModule, as_app, float_outputs
 from kasmina_trainer.export.silence import quiet
 
+_APP = "module."  # where the app's wrapper holds the network
 TOLERANCE = 1e-2
 """Largest difference of the converted file from the network on noise, as a share of the largest answer."""
 
@@ -33,6 +34,7 @@ class FloatNetwork:
         app_shape: Shape of the input in the app's layout.  # (1, ..., C)
         output_names: What the app calls the outputs.
         origins: The converter's own name of a tensor, which tells the layer, by name.
+        gates: Tensor of each gate, a constant, by the gate's name in the module.
     """
 
     data: bytes
@@ -42,6 +44,7 @@ class FloatNetwork:
     app_shape: tuple[int, ...] = ()
     output_names: tuple[str, ...] = ("output",)
     origins: Mapping[str, str] = field(default_factory=dict)
+    gates: Mapping[str, str] = field(default_factory=dict)
 
 
 def convert(
@@ -65,16 +68,19 @@ def convert(
             the operation, the source line it stands in, and a replacement where there is one), or it answers otherwise.
     """
     app = as_app(module, shape, channels_last=channels_last, output_names=output_names)
+    values = gates.gate_values(app)
+    ported = gates.Ported(app, tuple(values)).eval() if values else app
     with quiet(), without_collector():
         import litert_torch
 
         try:
-            edge = litert_torch.convert(app, (torch.zeros(tuple(shape)),))
+            edge = litert_torch.convert(ported, (torch.zeros(tuple(shape)), *values.values()))
             data = bytes(edge.model_content())
         except Exception as exc:
             raise culprits.refusal(exc, app) from exc
     model = flatbuffer.parse(data)
     refuse_unsupported(model, app)
+    settled = gates.settle(model, values) if values else {}
     origins = {f"t{i}": name for i, name in enumerate(flatbuffer.tensor_names(model))}
     flatbuffer.number_tensors(model)
     graph = model.subgraphs[0]
@@ -91,6 +97,7 @@ def convert(
         app.app_shape,
         app.output_names,
         origins,
+        {name.removeprefix(_APP): names[index] for name, index in settled.items()},
     )
 
 
@@ -143,7 +150,7 @@ def layer_of(origin: str) -> str:
     """
     for part in re.findall(r"([^/;]+);", origin):
         name = str(part).rpartition(".")[2]
-        if name and not name.startswith("AppModule") and not name.endswith("_module"):
+        if name and not name.startswith(("AppModule", "Ported")) and not name.endswith("_module"):
             return name
     return ""
 

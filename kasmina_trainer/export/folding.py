@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from torch import nn
 
+from kasmina_trainer.export.gates import MARK
+
+_KEPT = ("fixed_batch", MARK)  # what others have written on a module, and tracing leaves behind
+
 
 def fold_norms(module: nn.Module) -> nn.Module:
     """A module that computes the same with fewer operations; the module itself where it cannot be traced.
@@ -22,6 +26,7 @@ def fold_norms(module: nn.Module) -> nn.Module:
         folded: nn.Module = fuse(module, no_trace=True).eval()
     except Exception:  # data-dependent control flow cannot be traced; the converters say so if they mind
         return module
-    if getattr(module, "fixed_batch", False):
-        vars(folded)["fixed_batch"] = True
+    for name in _KEPT:
+        if name in vars(module):
+            vars(folded)[name] = vars(module)[name]
     return folded

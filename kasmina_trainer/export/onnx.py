@@ -20,7 +20,7 @@ from torch import nn
 from kasmina_edge.contracts.manifest import MINIMUM_AGREEMENT, ModelTensor
 from kasmina_edge.errors import KasminaError
 from kasmina_trainer import quantization
-from kasmina_trainer.export import parity
+from kasmina_trainer.export import gates, parity
 from kasmina_trainer.export.collector import without_collector
 from kasmina_trainer.export.correction import correct_onnx, mean_error
 from kasmina_trainer.export.folding import fold_norms
@@ -76,6 +76,7 @@ def convert(module: nn.Module, shape: tuple[int, ...], *, channels_last: bool = 
         except Exception as exc:
             reason = next((line.strip() for line in str(exc).splitlines() if line.strip()), type(exc).__name__)
             raise KasminaError(f"the network cannot be converted to ONNX: {reason[:300]}") from exc
+    gates.part(model, gates.gate_values(app))
     return model
 
 

@@ -153,4 +153,6 @@ def test_the_wheel_holds_both_packages_and_the_profiles(tmp_path: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {f"kasmina_edge/profiles/{p.name}" for p in PROFILES} <= names
     assert {"kasmina_edge/errors.py", "kasmina_trainer/__init__.py"} <= names
+    conf = ROOT / "kasmina_trainer/intensity_scaler/conf"
+    assert {str(p.relative_to(ROOT)) for p in [conf / "intensity.yaml", *conf.rglob("*.yaml")]} <= names
     assert not [n for n in names if n.startswith(("tests/", "docs/"))]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import create_model
 from worlds.telemetry import make_record
 
 from kasmina_edge.contracts.canonical import Contract
@@ -143,6 +144,24 @@ class ReaderOf010(Contract):
 def test_an_old_reader_reads_a_new_record() -> None:
     old = ReaderOf010.from_bytes(full_record().to_bytes())
     assert (old.device, old.sequence, old.drift) == ("cam-1", 3, 0.5)
+
+
+OLD_BITS = SeedTelemetry.BITS[:10]
+OldRow: Any = create_model(
+    "OldRow", __base__=_Measured, **{n: (SeedTelemetry.model_fields[n].annotation, None) for n in OLD_BITS}
+)  # type: ignore[call-overload]
+OldRow.BITS = OLD_BITS
+
+
+def test_a_gradient_norm_has_the_last_bit_and_older_readers_drop_it() -> None:
+    row = SeedTelemetry(site="s1", utilization=0.5, gradient_norm=0.0)  # 0: a branch that is held still
+    assert SeedTelemetry.BITS.index("gradient_norm") == 10 and row.measured == 1 << 5 | 1 << 10
+    told = json.loads(row.to_bytes())
+    old = OldRow.parse(told)
+    assert old.measured == 1 << 5 and old.utilization == 0.5 and not hasattr(old, "gradient_norm")
+    assert "gradient_norm" not in json.loads(SeedTelemetry(site="s1").to_bytes())
+    with pytest.raises(InputError, match="gradient_norm"):
+        SeedTelemetry.parse({**told, "measured": 1 << 5})
 
 
 def test_a_record_bounds_its_rows_and_ignores_what_it_does_not_know() -> None:

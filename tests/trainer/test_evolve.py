@@ -244,7 +244,7 @@ def test_the_report_speaks_to_people_and_machines(grown: GrownNetwork):
     assert "2064" in text
     assert json.loads(json.dumps(report.as_dict()))["rows"][0]["name"] == "host"
     page = report._repr_html_()
-    assert page.startswith("<table>") and page.count("<tr>") == 4
+    assert page.startswith("<table>") and page.count("<tr>") == 5
     other = grown.with_acceptance(grown.acceptance.model_copy(update={"accepted": False, "reasons": ("too slow",)}))
     assert other.report().sentences()[0] == "refused: too slow"
 
@@ -303,11 +303,13 @@ def test_damaged_checkpoints_are_refused(trained_host: nn.Module, tmp_path: Path
     refused(data[:-10], "not a whole container")
     refused(pack_members({"a": b""}), "not a checkpoint")
     refused({"host_hash": "0" * 64}, "the note says 000000000000")
-    refused({"format": 2}, "format 2, this program reads 1")
+    refused({"format": 3}, "format 3, this program reads 1 and 2")
     refused({"more": 1}, "the note is malformed")
     refused({"architecture": "vgg"}, "weights and note disagree")
     refused({"settings": {"classes": 3}}, "weights and note disagree")
-    refused({"sites": {"nowhere": [1, 2, 3]}}, "weights and note disagree")
+    nowhere = {"name": "nowhere", "shape": [1, 2, 3], "layout": "image"}
+    refused({"ports": [nowhere]}, "weights and note disagree")
+    refused({"format": 1, "sites": {"nowhere": [1, 2, 3]}}, "weights and note disagree")
     refused({"settings": {"x": 1}}, "weights and note disagree")
 
 

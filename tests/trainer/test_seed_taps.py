@@ -27,7 +27,7 @@ from kasmina_edge.telemetry.site_measures import interface_drift
 from kasmina_edge.telemetry.site_report import SiteContext
 from kasmina_edge.telemetry.taps import SiteTaps
 from kasmina_trainer.datasets.digits import DigitSplits
-from kasmina_trainer.export import parity, tflite
+from kasmina_trainer.export import flatbuffer, parity, tflite
 from kasmina_trainer.export.folding import fold_norms
 from kasmina_trainer.export.sites import find_sites, flow_through
 from kasmina_trainer.quantization import QuantizeConfig, prepare
@@ -81,11 +81,15 @@ def rows(graft: Bundle, frames: dict[str, Array]) -> dict[str, dict[str, SeedTel
 def silenced(bundle: Bundle, *sites: str) -> bytes:
     """The bundle's file with grafts that add nothing."""
     model = bundle.model_for("litert")
-    graph = TfliteGraph(bundle.files[model.file.path])
+    data = bundle.files[model.file.path]
+    graph, tree = TfliteGraph(data), flatbuffer.parse(data)
     branches = [graph.branch(model.sites[s].input_index, model.sites[s].output_index) for s in sites]
-    data = graph.silenced([branch for branch in branches if branch is not None])
-    assert data is not None
-    return data
+    schemes = {i: flatbuffer.scale_and_zero(tree, i) for i in range(len(graph.buffers))}
+    zeros = {i: scheme[1] for i, scheme in schemes.items() if scheme is not None}
+    quiet = graph.silenced([branch for branch in branches if branch is not None], zeros)
+    assert quiet is not None
+    assert sum(a != b for a, b in zip(data, quiet, strict=True)) == len(sites)  # the byte of each gate
+    return quiet
 
 
 @pytest.mark.parametrize("which", ["host", "graft"])
@@ -130,9 +134,7 @@ def test_weights_l1_is_pytorch_s(grafted: SeededNetwork, rows: dict[str, dict[st
     module = fold_norms(grafted.module_for_export())
     for site in ("s1", "s2"):
         place = module.get_submodule(site)
-        gate = float(place.gate)  # type: ignore[arg-type]
         layers = [p.detach() for p in place.branch.parameters() if p.ndim > 1]  # type: ignore[union-attr, operator]
-        layers[-1] = layers[-1] * gate  # the exporter folds the gate into the last layer
         expected = float(sum(layer.abs().sum() for layer in layers))
         assert rows["clean"][site].weights_l1 == pytest.approx(expected, rel=0.03)
 
@@ -185,7 +187,7 @@ def test_a_killed_graft_is_idle_and_the_other_one_is_not(
     before, after = rows["blurred"], rows_of(graft, frames["blurred"], silenced(graft, "s1"))
     dead, alive = after["s1"], after["s2"]
     assert (dead.interface_drift, dead.mean_output, dead.contribution, dead.utilization) == (0.0, 0.0, 0.0, 0.0)
-    assert 0.0 < (dead.weights_l1 or 0.0) < (before["s1"].weights_l1 or 0.0)
+    assert dead.weights_l1 == before["s1"].weights_l1  # only the gate is closed
     assert (before["s1"].utilization or 0.0) > 0.15
     assert alive.weights_l1 == before["s2"].weights_l1 and (alive.utilization or 0.0) > 0.15
     assert 0.0 < (after[""].utilization or 0.0) < (before[""].utilization or 0.0)
@@ -204,7 +206,7 @@ def test_the_counterfactual_is_the_silenced_bundle_s_own_answer(graft: Bundle, f
 
 
 def test_a_graft_that_the_export_left_out_is_idle(graft: Bundle, frames: dict[str, Array]) -> None:
-    """A gate at zero: the manifest names a graft, and the file computes nothing there."""
+    """A file of an older exporter, gate at zero: the manifest names a graft, and nothing is computed there."""
     extra = graft.manifest.grafts[0].model_copy(update={"site": "s3"})
     manifest = graft.manifest.model_copy(update={"grafts": (*graft.manifest.grafts, extra)})
     found = rows_of(Bundle(manifest, graft.files), frames["blurred"][:8])
@@ -219,7 +221,7 @@ def test_a_graft_that_the_export_left_out_is_idle(graft: Bundle, frames: dict[st
 def test_sites_of_a_graft_that_adds_nothing(
     how: str, grafted: SeededNetwork, trained_host: nn.Module, frames: dict[str, Array]
 ) -> None:
-    """The converter leaves out what a gate at zero multiplies; a newborn's branch stays and its sum is found."""
+    """The branch stays in the file, whatever its gate is and however little it has learned."""
     if how == "newborn":
         network = attach_seeds(trained_host)
         network.graft("s1", "depthwise")
@@ -229,10 +231,8 @@ def test_sites_of_a_graft_that_adds_nothing(
     module = network.module_for_export()
     converted = tflite.convert(fold_norms(module), (1, 16, 16, 1))
     before, after = find_sites(converted, module, network.sites, frames["clean"])["s1"]
-    assert (before == after) == (how == "gate at zero")
-    if how == "newborn":
-        branch = TfliteGraph(converted.data).branch(int(before[1:]), int(after[1:]))
-        assert branch is not None and len(branch) == 2
+    branch = TfliteGraph(converted.data).branch(int(before[1:]), int(after[1:]))
+    assert before != after and branch is not None and len(branch) == 3
 
 
 def test_files_that_cannot_be_looked_into_say_why(graft: Bundle, frames: dict[str, Array]) -> None:

@@ -176,3 +176,83 @@ def test_the_whole_bench_in_a_shell(tmp_path: Path, captured: Samples, monkeypat
     assert grown.manifest.acceptance is not None and grown.manifest.acceptance.accepted
     assert {d.name for d in grown.manifest.domains} == {"clean", "captured"}
     assert min(m.parity.top1_agreement for b in (host, grown) for m in b.manifest.models) >= 0.99
+
+
+def grow_arguments(out: Path, *more: str) -> list[str]:
+    return ["evolve", "--simulated", "blur", "--no-rival", "--out", str(out), "--steps", "6", "--json", *more]
+
+
+def test_evolve_draws_and_writes_scalars(out: Path):
+    wanted = ["--picture", str(out / "net.svg"), "--tensorboard", str(out / "board"), "--intensity", "depthwise=0.5"]
+    result = runner.invoke(app, grow_arguments(out, *wanted))
+    value = json.loads(result.stdout)
+    assert value["picture"] == str(out / "net.svg") and (out / "net.svg").read_text().startswith("<?xml")
+    assert [path.name[:20] for path in (out / "board").iterdir()] == ["events.out.tfevents."]
+    saved = load_checkpoint(out / "grown.checkpoint")
+    assert {graft.intensity for graft in saved.grafts} == {0.5}
+    assert not (out / "growth.run").exists(), "a run that is done needs no folder"
+
+
+def test_a_recipe_brings_its_own_sites(out: Path):
+    result = runner.invoke(app, grow_arguments(out, "--blueprint", "light"))
+    value = json.loads(result.stdout)
+    assert value["rows"][1]["name"] == "+ input-filter+scale-bn-retune@10 sites"
+    saved = load_checkpoint(out / "grown.checkpoint")
+    assert [g.site for g in saved.grafts][:2] == ["input", "norm"] and len(saved.grafts) == 10
+    assert saved.metadata["blueprint"] == "light"
+
+
+def test_an_interrupted_growth_goes_on_to_the_same_file(out: Path, monkeypatch: pytest.MonkeyPatch):
+    from kasmina_trainer.evolve import growing
+
+    runner.invoke(app, grow_arguments(out))
+    whole = (out / "grown.checkpoint").read_bytes()
+    (out / "grown.checkpoint").unlink()
+    monkeypatch.setattr(growing, "CHECKPOINT_EVERY", 2)
+    real = growing.Journal.checkpoint
+    steps: list[int] = []
+
+    def killed(journal: growing.Journal, key: str, state: object) -> None:
+        real(journal, key, state)  # type: ignore[arg-type]
+        steps.append(state.step)  # type: ignore[attr-defined]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(growing.Journal, "checkpoint", killed)
+    assert runner.invoke(app, grow_arguments(out)).exit_code != 0 and not (out / "grown.checkpoint").exists()
+    assert steps == [2] and (out / "growth.run" / "running.kasmina-run").exists()
+    monkeypatch.setattr(growing.Journal, "checkpoint", real)
+    resumed = runner.invoke(app, grow_arguments(out, "--resume"))
+    assert "grown.checkpoint" in resumed.stdout, resumed.exception
+    assert (out / "grown.checkpoint").read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence", "step"),
+    [
+        (["--budget", "soon"], "budget 'soon': expected a time", ""),
+        (["--budget", "10k"], "MACs a frame, the budget leaves 10000", "Raise the budget"),
+        (["--budget", "0.5%"], "parameters, the budget leaves 204", "Raise the budget"),
+        (["--sites", "s1,s9"], "no seed site is called 's9'", "Did you mean"),
+        (["--picture", "net.png"], "expected a name that ends in .svg or .html", ""),
+        (["--intensity", "deptwise=0.5"], "no blueprint is called 'deptwise'", "depthwise"),
+        (["--intensity", "2"], "intensity 2: expected 0 to 1", ""),
+    ],
+)
+def test_mistakes_of_a_growth_get_one_sentence(
+    out: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str, step: str
+):
+    assert main(["evolve", "--simulated", "blur", "--no-rival", "--out", str(out), *arguments]) == 2
+    printed = " ".join(capsys.readouterr().err.split())
+    assert sentence in printed and step in printed and "Traceback" not in printed
+    assert not (out / "growth.run").exists() and not (out / "grown.checkpoint").exists()
+
+
+def test_blueprints_lists_the_library_with_its_prices(capsys: pytest.CaptureFixture[str]):
+    assert main(["blueprints", "--shape", "16,16,16", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["blueprints"]}
+    assert rows["depthwise"]["parameters"] == 688 and rows["depthwise"]["macs"] > 100_000
+    assert rows["scale-bn-retune"]["mergeable"] and rows["scale-bn-retune"]["parameters"] is None
+    assert main(["blueprints", "--shape", "40,32", "--tokens"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "depthwise" in printed and "does not fit: expected a site of shape" in printed
+    assert main(["blueprints", "--shape", "large"]) == 2

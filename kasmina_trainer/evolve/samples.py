@@ -1,0 +1,119 @@
+"""Rows to learn from and rows to judge by, checked before anything grows."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from kasmina_edge.errors import InputError
+from kasmina_trainer.datasets.digits import Samples, image_digests
+from kasmina_trainer.datasets.scenes import HOLDOUT_SHARE, set_aside
+
+SMALLEST_SOURCE = 20
+_LABEL_THEM = "Label every row, or leave the unlabelled ones out."
+
+
+def checked(name: str, samples: Samples, classes: int | None = None) -> Samples:
+    """Inputs as float32 and labels as int64, every one of them usable.
+
+    Args:
+        name: What they are, for messages.
+        samples: Inputs (N, ...) and labels (N,).
+        classes: How many classes the host answers; None: any label from 0 on.
+
+    Raises:
+        InputError: A row without a label, a label outside the classes, or an input that is not finite; the message
+            names the first such row.
+    """
+    if samples[1] is None:
+        raise InputError(f"{name}: {len(samples[0])} inputs and no labels", _LABEL_THEM)
+    x, raw = np.asarray(samples[0], dtype=np.float32), np.asarray(samples[1])
+    if len(x) != len(raw):
+        raise InputError(f"{name}: {len(x)} inputs and {len(raw)} labels")
+    y = _labels(name, raw)
+    wrong = np.flatnonzero((y < 0) | (y >= classes)) if classes is not None else np.flatnonzero(y < 0)
+    if len(wrong):
+        known = f"0 to {classes - 1}" if classes is not None else "0 or more"
+        raise InputError(f"{name}: row {wrong[0]} has label {y[wrong[0]]}, expected {known}")
+    broken = np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(1)) if len(x) else np.zeros(0, np.int64)
+    if len(broken):
+        value = x[broken[0]][~np.isfinite(x[broken[0]])].flat[0]
+        raise InputError(
+            f"{name}: row {broken[0]} holds {value}, and {len(broken)} of {len(x)} rows are not finite",
+            "Leave these rows out; a sensor that gives them needs a look.",
+        )
+    return x, y
+
+
+def held_out(
+    name: str, samples: Samples, holdout: Samples | None, seed: int, classes: int | None = None
+) -> tuple[Samples, Samples]:
+    """Rows to learn from and rows to judge by, none of them in both.
+
+    Raises:
+        InputError: As `checked`; a held-out row that is trained on; too few rows; rows of a single class.
+    """
+    x, y = checked(name, samples, classes)
+    if holdout is None:
+        aside = set_aside(x, share=HOLDOUT_SHARE, seed=seed)
+        judged = x[aside], y[aside]
+        x, y = x[~aside], y[~aside]
+    else:
+        judged = checked(f"held-out {name}", holdout, classes)
+        shared = set(image_digests(x)) & set(image_digests(judged[0]))
+        if shared:
+            raise InputError(f"{name}: {len(shared)} held-out inputs are trained on as well: the gate would be a leak")
+    if len(x) < SMALLEST_SOURCE:
+        raise InputError(f"{name}: {len(x)} rows to learn from, at least {SMALLEST_SOURCE} are needed")
+    if len(np.unique(y)) == 1:
+        raise InputError(
+            f"{name}: all {len(y)} rows are of class {y[0]}, at least 2 classes are needed",
+            "A graft that sees one class learns to answer it always; capture others as well.",
+        )
+    return (x, y), judged
+
+
+def count_classes(host: nn.Module, x: npt.NDArray[np.float32]) -> int:
+    """How many classes the host answers.
+
+    Args:
+        host: Gives logits (N, classes).
+        x: Rows as the host takes them; the first one is asked.  # (N, ...)
+
+    Raises:
+        InputError: The host cannot take such a row, or gives something else.
+    """
+    parameter = next(host.parameters(), None)
+    device = parameter.device if parameter is not None else "cpu"
+    try:
+        with torch.no_grad():
+            answer = host(torch.from_numpy(np.array(x[:1], dtype=np.float32)).to(device))
+    except (RuntimeError, ValueError, IndexError) as exc:
+        raise InputError(f"the host cannot take inputs of shape {x.shape[1:]} ({str(exc).splitlines()[0]})") from exc
+    if not isinstance(answer, torch.Tensor) or answer.ndim != 2:
+        found = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
+        raise InputError(f"the host answers {found} to one row, expected logits (1, classes)")
+    return int(answer.shape[1])
+
+
+def _labels(name: str, raw: npt.NDArray[np.generic]) -> npt.NDArray[np.int64]:
+    if raw.ndim != 1:
+        raise InputError(f"{name}: labels of shape {raw.shape}, expected ({len(raw)},), one a row")
+    if raw.dtype.kind == "O":
+        for row, value in enumerate(raw.tolist()):
+            if not isinstance(value, int | np.integer) or isinstance(value, bool):
+                raise InputError(f"{name}: row {row} has label {value}, expected a class number", _LABEL_THEM)
+        return raw.astype(np.int64)
+    if raw.dtype.kind == "f":
+        values = raw.astype(np.float64)
+        wrong = np.flatnonzero(~np.isfinite(values) | (values != np.floor(values)))
+        if len(wrong):
+            raise InputError(
+                f"{name}: row {wrong[0]} has label {values[wrong[0]]}, expected a class number", _LABEL_THEM
+            )
+        return values.astype(np.int64)
+    if raw.dtype.kind not in "iu":
+        raise InputError(f"{name}: labels of type {raw.dtype}, expected whole numbers", _LABEL_THEM)
+    return raw.astype(np.int64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from kasmina_trainer.blueprints.config import BlueprintConfig
 from kasmina_trainer.blueprints.port import Port
@@ -15,32 +15,37 @@ from kasmina_trainer.nesting.pricing import child_price, misfit, port_of
 Settings = BlueprintConfig | Mapping[str, Any] | None
 
 
-def planned(
-    name: str,
-    blueprint: str,
-    *,
-    config: Settings = None,
-    version: int | None = None,
-    budget: Budget | None = None,
-    priority: int = 0,
-    intensity: float = 1.0,
-    where: str,
-) -> ChildConfig:
+class ChildOptions(TypedDict, total=False):
+    """What may be said of a child beside its name and blueprint.
+
+    Attributes:
+        config: Its settings; None, as when left out: the defaults.
+        version: Of the blueprint; None: the newest.
+        budget: Of a nested child, what is handed on to it; of another, what it may cost at most.
+        priority: Higher is more important; for the policy ``priority``. 0 when left out.
+        intensity: Its own gate, 0 to 1; 1 when left out.
+    """
+
+    config: Settings
+    version: int | None
+    budget: Budget | None
+    priority: int
+    intensity: float
+
+
+def planned(name: str, blueprint: str, *, where: str, **options: Unpack[ChildOptions]) -> ChildConfig:
     """A child as its parent's settings will name it.
 
     Args:
         name: What it is called.
         blueprint: Name in the library.
-        config: Its settings, or None for the defaults.
-        version: Of the blueprint; None: the newest.
-        budget: Of a nested child, what is handed on to it.
-        priority: For the policy ``priority``.
-        intensity: Its gate.
         where: For messages.
+        options: See `ChildOptions`.
 
     Raises:
         InputError: The name or a setting is malformed, the blueprint is unknown or cannot stand inside a seed.
     """
+    config, version, budget = options.get("config"), options.get("version"), options.get("budget")
     plain = dict(config) if isinstance(config, Mapping) else {}
     if isinstance(config, BlueprintConfig):
         find_blueprint(blueprint, version).settings(config)  # another blueprint's settings are refused here
@@ -48,7 +53,8 @@ def planned(
     if budget is not None and blueprint == "nested-seed":
         plain["budget"] = vars(budget)
     told = {"name": name, "blueprint": blueprint, "version": version, "settings": plain}
-    plan = ChildConfig.parse({**told, "priority": priority, "intensity": intensity}, where=where)
+    levels = {"priority": options.get("priority", 0), "intensity": options.get("intensity", 1.0)}
+    plan = ChildConfig.parse({**told, **levels}, where=where)
     plan.parsed()
     return plan
 

@@ -8,7 +8,7 @@ stand in, down to three levels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, cast
+from typing import Any, Literal, Unpack, cast
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ from kasmina_trainer.nesting.budget import Budget
 from kasmina_trainer.nesting.child import ChildSeed
 from kasmina_trainer.nesting.config import ChildConfig, NestedSeedConfig
 from kasmina_trainer.nesting.controller import Controller
-from kasmina_trainer.nesting.planning import Settings, planned, refusal
+from kasmina_trainer.nesting.planning import ChildOptions, planned, refusal
 from kasmina_trainer.nesting.pricing import child_price, held_cost, nested_cost, port_of
 from kasmina_trainer.nesting.structure import rebuilt, structure_of
 from kasmina_trainer.seeds.lifecycle import STEPS, Plain, Record, SiteState, Step
@@ -129,37 +129,18 @@ class NestedBranch(nn.Module):
         """
         return child_price(self.port, plan, self.controller.hidden)
 
-    def plan(
-        self,
-        name: str,
-        blueprint: str,
-        *,
-        config: Settings = None,
-        version: int | None = None,
-        budget: Budget | None = None,
-        priority: int = 0,
-        intensity: float = 1.0,
-    ) -> ChildConfig:
+    def plan(self, name: str, blueprint: str, **options: Unpack[ChildOptions]) -> ChildConfig:
         """A child as it would be, checked in all but what is left of the budget; arguments and errors as `spawn`."""
         where = f"seed {self.port.name}"
         if name in self.nested:
             raise InputError(f"{where}: {name} is a {self._own(name).plan.blueprint} already", "Retire it first.")
-        plan = planned(
-            name,
-            blueprint,
-            config=config,
-            version=version,
-            budget=budget,
-            priority=priority,
-            intensity=intensity,
-            where=where,
-        )
+        plan = planned(name, blueprint, where=where, **options)
         clause = refusal(
             plan,
             self.port,
             hidden=self.controller.hidden,
             own=self.budget,
-            most=budget,
+            most=options.get("budget"),
             depth=self.depth,
             present=len(self.nested),
         )
@@ -172,44 +153,28 @@ class NestedBranch(nn.Module):
         name: str,
         blueprint: str,
         *,
-        config: Settings = None,
-        version: int | None = None,
-        budget: Budget | None = None,
-        priority: int = 0,
-        intensity: float = 1.0,
         seed: int = 0,
         reason: str = "",
         record: Record | None = None,
         at_s: float = 0.0,
+        **options: Unpack[ChildOptions],
     ) -> ChildSeed:
         """Grow one more child (state PROBING); outputs do not change until it learns.
 
         Args:
             name: What it is called here.
             blueprint: Name in the library; `nested-seed` for a child that has children.
-            config: Its settings, or None for the defaults.
-            version: Of the blueprint; None: the newest.
-            budget: Of a nested child, what is handed on to it; of another, what it may cost at most.
-            priority: For the policy ``priority``.
-            intensity: Its own gate, 0 to 1.
             seed: Chooses its first weights.
             reason: For the record.
             record: Called with the step before anything changes; a refusal is recorded as well.
             at_s: Wall clock, seconds since 1970 UTC, for the record.
+            options: See `ChildOptions`.
 
         Raises:
             InputError: The name is taken or malformed, the blueprint is unknown or does not fit, it would stand too
                 deep, or it costs more than is left. Nothing has changed then.
         """
-        plan = self.plan(
-            name,
-            blueprint,
-            config=config,
-            version=version,
-            budget=budget,
-            priority=priority,
-            intensity=intensity,
-        )
+        plan = self.plan(name, blueprint, **options)
         price, before = self.price(plan), self._before(name)
         told: dict[str, Plain] = {"blueprint": plan.blueprint, "seed": seed, "level": self.depth + 1, **_figures(price)}
         if clause := self.left().allows(price):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Unpack
 
 import torch
 
@@ -14,7 +15,7 @@ from kasmina_trainer.nesting.arbitration import POLICIES, Grant, Policy, Request
 from kasmina_trainer.nesting.budget import Budget
 from kasmina_trainer.nesting.config import MAX_CHILDREN, ChildConfig
 from kasmina_trainer.nesting.controller import trunk_cost
-from kasmina_trainer.nesting.planning import Settings
+from kasmina_trainer.nesting.planning import ChildOptions
 from kasmina_trainer.nesting.pricing import around
 from kasmina_trainer.nesting.seed import NestedBranch
 from kasmina_trainer.seeds.lifecycle import Plain, Record, SiteState, Step
@@ -75,43 +76,27 @@ class Nursery:
         name: str,
         blueprint: str,
         *,
-        config: Settings = None,
-        version: int | None = None,
-        budget: Budget | None = None,
-        priority: int = 0,
         value: float = 0.0,
-        intensity: float = 1.0,
         seed: int = 0,
         reason: str = "",
+        **options: Unpack[ChildOptions],
     ) -> None:
         """Ask for a child; arguments as in `NestedBranch.spawn`.
 
         Args:
             name: What it is called.
             blueprint: Name in the library.
-            config: Its settings.
-            version: Of the blueprint.
-            budget: As in `NestedBranch.spawn`.
-            priority: Higher is more important; for the policy ``priority``.
             value: What it is expected to bring; breaks ties of priority.
-            intensity: Its own gate.
             seed: Chooses its first weights.
             reason: For the record.
+            options: See `ChildOptions`.
 
         Raises:
             InputError: It could not stand here, it asks for more than the whole budget, or it waits already.
         """
         self._refuse_twice(name)
-        plan = self._nest.plan(
-            name,
-            blueprint,
-            config=config,
-            version=version,
-            budget=budget,
-            priority=priority,
-            intensity=intensity,
-        )
-        request = Request(name, self._nest.price(plan), priority, value)
+        plan = self._nest.plan(name, blueprint, **options)
+        request = Request(name, self._nest.price(plan), plan.priority, value)
         self._enter(Waiting(request, plan, seed=seed, reason=reason))
 
     def ask_more(

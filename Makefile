@@ -60,7 +60,7 @@ check: $(INSTALLED) ## lint, types, import arrows, architecture tests; under a m
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m pytest -q tests/architecture
 
-bench: $(INSTALLED) broker ## measured against its targets; `make bench only=NAME`, `make bench ARGS=--quick`
+bench: $(INSTALLED) broker ## measured against its targets; `make bench only="NAME NAME"`, ARGS=--quick, ARGS=--page
 	@$(BIN)/python -m benchmarks.run $(if $(only),--only $(only)) $(ARGS)
 
 soak: $(INSTALLED) broker ## the long variants: power cuts, faults, a million inferences; `make soak ARGS="-k NAME"`

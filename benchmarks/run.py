@@ -1,8 +1,9 @@
 """``make bench``: collect `rows()` of every module of this folder, print one table, write build/bench.json.
 
 A module measures one thing and offers ``rows()``, or ``rows(quick: bool)`` when it can do with fewer samples. A row is
-a mapping with exactly the keys of `KEYS`. A full run also writes docs/benchmarks.md. The exit code is 1 when a target
-was missed or a module failed.
+a mapping with exactly the keys of `KEYS`. Rows of a module that ran in full are kept for docs/benchmarks.md, which a
+run of all modules writes, and ``--page`` from what is kept. The exit code is 1 when a target was missed or a module
+failed.
 """
 
 from __future__ import annotations
@@ -11,23 +12,22 @@ import argparse
 import importlib
 import inspect
 import json
-import os
 import pkgutil
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks._page import Result, begun, keep, kept, number, page
+
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = ("name", "target", "measured", "unit", "ok", "how")
-LIBRARIES = ("numpy", "ai-edge-litert", "onnxruntime", "torch", "tuf", "paho-mqtt", "zstandard")
+PAGE = ROOT / "docs/benchmarks.md"
 Row = dict[str, Any]
 
 
@@ -60,40 +60,6 @@ def measure(module: str, *, quick: bool) -> list[Row]:
     return [checked(row, module) for row in (rows(quick=quick) if takes_quick else rows())]
 
 
-def machine() -> list[tuple[str, str]]:
-    """What the figures were measured on, without anything that names one computer."""
-    cpu = platform.processor() or platform.machine()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
-    except OSError:
-        pass
-    return [
-        ("CPU", f"{cpu}, {len(os.sched_getaffinity(0))} cores, {platform.machine()}"),
-        ("memory", f"{memory:.0f} GiB"),
-        ("system", f"{platform.system()} {platform.release().split('-')[0]}, Python {platform.python_version()}"),
-        ("libraries", ", ".join(f"{name} {found}" for name in LIBRARIES if (found := installed(name)))),
-    ]
-
-
-def installed(name: str) -> str:
-    """The version of a distribution, or nothing."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""
-
-
-def number(value: object) -> str:
-    """A figure as people read it; a row without a target is only stated."""
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
 def table(rows: Sequence[Row]) -> Table:
     """The table that a terminal shows."""
     out = Table(box=None, pad_edge=False)
@@ -105,55 +71,44 @@ def table(rows: Sequence[Row]) -> Table:
     return out
 
 
-def document(rows: Sequence[Row], seconds: float) -> str:
-    """docs/benchmarks.md."""
-    lines = [
-        "# Benchmarks",
-        "",
-        f"Written by `make bench` (benchmarks/run.py); the run took {seconds:.0f} s. Do not edit it.",
-        "Ratios have both sides measured in the same run. Times on a shared machine are noisy; bytes are exact.",
-        "",
-        *(f"- {key}: {value}" for key, value in machine()),
-        "",
-        "| name | target | measured | unit | ok | how |",
-        "|---|---:|---:|---|---|---|",
-    ]
-    for row in rows:
-        cells = (row["name"], number(row["target"]), number(row["measured"]), row["unit"])
-        how = row["how"].replace("|", "\\|")
-        lines.append(f"| {' | '.join(map(str, cells))} | {'yes' if row['ok'] else '**no**'} | {how} |")
-    return "\n".join([*lines, ""])
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="make bench", description="Measured figures against their targets.")
-    parser.add_argument("--only", metavar="NAME", help="one module: " + ", ".join(module_names()))
+    parser.add_argument("--only", metavar="NAME", nargs="+", help="some modules: " + ", ".join(module_names()))
     parser.add_argument("--quick", action="store_true", help="fewer samples where a module offers it")
+    parser.add_argument(
+        "--page", action="store_true", help="measure nothing; write docs/benchmarks.md from what is kept"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "build/bench.json")
     chosen = parser.parse_args(arguments)
-    names = module_names()
-    if chosen.only:
-        if chosen.only not in names:
-            parser.error(f"no benchmark is called {chosen.only!r}; there are {', '.join(names) or 'none'}")
-        names = [chosen.only]
+    names, folder = module_names(), chosen.out.parent / "bench/rows"
+    if chosen.page:
+        PAGE.write_text(page(kept(folder, names), names))
+        return 0
+    if unknown := sorted(set(chosen.only or ()) - set(names)):
+        parser.error(f"no benchmark is called {unknown[0]!r}; there are {', '.join(names) or 'none'}")
+    asked = chosen.only or names
     out, progress = Console(), Console(stderr=True)
     rows: list[Row] = []
     failed: list[str] = []
-    started = time.monotonic()
-    for i, name in enumerate(names, 1):
-        with progress.status(f"{name} ({i} of {len(names)})"):
+    for i, name in enumerate(asked, 1):
+        with progress.status(f"{name} ({i} of {len(asked)})"):
+            (day, load), started = begun(), time.monotonic()
             try:
-                rows += measure(name, quick=chosen.quick)
+                found = measure(name, quick=chosen.quick)
             except Exception as exc:  # one broken module must not hide the others' figures
                 failed.append(f"{name}: {type(exc).__name__}: {exc}")
+                continue
+        rows += found
+        if not chosen.quick:
+            keep(folder, Result(name, found, time.monotonic() - started, day, load))
     out.print(table(rows))
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     chosen.out.write_text(json.dumps(rows, indent=1) + "\n")
     for line in failed:
         progress.print(f"[red]failed[/] {line}")
     if rows and not (failed or chosen.only or chosen.quick):
-        (ROOT / "docs/benchmarks.md").write_text(document(rows, time.monotonic() - started))
+        PAGE.write_text(page(kept(folder, names), names))
     return 1 if failed or not rows or not all(row["ok"] for row in rows) else 0
 
 

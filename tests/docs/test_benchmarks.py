@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks import run
+from benchmarks._page import Result, page
 
 ROW: dict[str, Any] = {"name": "x", "target": 2.0, "measured": 1.0, "unit": "ms", "ok": True, "how": "a | b"}
 
@@ -21,6 +22,7 @@ def benchmark_module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     module = types.ModuleType("benchmarks.sample")
     monkeypatch.setitem(sys.modules, "benchmarks.sample", module)
     monkeypatch.setattr(run, "module_names", lambda: ["sample"])
+    monkeypatch.setattr(run, "begun", lambda: ("2026-01-01", 0.0))
     return module
 
 
@@ -72,12 +74,32 @@ def test_an_unknown_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no benchmark is called" in capsys.readouterr().err
 
 
-def test_the_document_tells_the_machine_and_every_row() -> None:
-    text = run.document([ROW, ROW | {"name": "y", "ok": False, "measured": 123456}], 3.0)
+def test_the_page_tells_the_machine_and_every_row() -> None:
+    rows = [ROW, ROW | {"name": "y", "ok": False, "measured": 123456}, ROW | {"name": "z", "target": None}]
+    text = page([Result("sample", rows, 3.0, "2026-01-01", 0.1)], ["sample", "other"])
     assert "- CPU: " in text
     assert "| x | 2 | 1 | ms | yes | a \\| b |" in text
     assert "| y | 2 | 123,456 | ms | **no** |" in text
-    assert "| x | - | 1 | ms | yes |" in run.document([ROW | {"target": None}], 3.0)
+    assert "| z | - | 1 | ms | stated |" in text
+    assert "- targets missed: y\n- not run here: `other`\n" in text
+    assert "## `make bench only=sample`\n\n2026-01-01, 3 s, alone on the machine.\n" in text
+    assert "beside other work (2.0 cores busy before it)" in page(
+        [Result("sample", rows, 3.0, "2026-01-01", 2.0)], ["sample"]
+    )
+
+
+def test_a_full_run_is_kept_for_the_page_and_a_quick_one_is_not(
+    benchmark_module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    benchmark_module.rows = lambda quick: [ROW | {"measured": 5.0 if quick else 1.5}]
+    monkeypatch.setattr(run, "PAGE", tmp_path / "page.md")
+    bench(tmp_path / "bench.json")
+    bench(tmp_path / "bench.json", "--quick")
+    assert not run.PAGE.exists()
+    assert run.main(["--page", "--out", str(tmp_path / "bench.json")]) == 0
+    assert "| x | 2 | 1.5 | ms | yes |" in run.PAGE.read_text()
+    assert run.main(["--out", str(tmp_path / "bench.json")]) == 0
+    assert "not run here" not in run.PAGE.read_text()
 
 
 def test_every_benchmark_offers_rows() -> None:

@@ -14,6 +14,8 @@ EXTRAS := litert,onnx,demo,fleet,trainer,dev
 export PATH := $(PATH):/usr/sbin:/sbin
 export OMP_NUM_THREADS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Bytecode is kept: else each process of the tests compiles the project again.
+unexport PYTHONDONTWRITEBYTECODE
 
 # APT: install Debian packages, asking for sudo where needed; says in one sentence what is missing when it cannot.
 define APT
@@ -26,7 +28,7 @@ echo "Installing $(1) with apt-get"; \
 { echo "$(1) is missing and apt-get could not install it: see its message above." >&2; exit 1; }
 endef
 
-.PHONY: help install broker demo test check bench soak arm64 clean
+.PHONY: help install broker demo test coverage check bench soak arm64 clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## /  make \1\t/' | expand -t 16
@@ -51,7 +53,11 @@ demo: $(INSTALLED) ## the whole loop, live, then a table; under 3 minutes
 test: $(INSTALLED) broker ## every quick test, with coverage (floor 85 %); `make test ARGS="-k NAME"` adds to pytest's line
 	@rm -f .coverage .coverage.*
 	@mkdir -p build
-	@$(BIN)/python -m pytest -m "not slow and not soak" -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term --cov-report=html:build/coverage $(ARGS)
+	@$(BIN)/python -m compileall -q -j 2 kasmina_edge kasmina_trainer benchmarks tests/worlds
+	@$(BIN)/python -m pytest -m "not slow and not soak" -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term $(ARGS)
+
+coverage: $(INSTALLED) ## the lines that the last `make test` left out, as pages in build/coverage
+	@$(BIN)/python -m coverage html -q -d build/coverage
 
 check: $(INSTALLED) ## lint, types, import arrows, architecture tests; under a minute
 	@$(BIN)/ruff check .

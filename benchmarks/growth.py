@@ -1,13 +1,14 @@
 """How much of full fine-tuning's gain removable grafts bring, at what price, and against which rivals.
 
-A host trained on clean data stays frozen. Recipes (at most 10 % and 2 % of its parameters), full fine-tuning, the BN
-retune, LoRA alone and adapters alone learn from the same clean and wrong rows, for the same number of steps of as many
-rows each; the thrifty recipe takes fewer rows a step. Rates, and the weight of the host's own answers, are chosen on
-validation rows of the first host and kind: by gain alone for full fine-tuning and the rivals; for recipes among those
-that lose little on clean rows. Every figure comes from test rows, over all hosts and kinds, with intervals as
-benchmarks/_growth_bounds.py says. LoRA and adapters are as wide as 10 % of the host's parameters allow; a BN retune has
-the size it has, and where that is more than the recipe's the distance is only stated. Cells are kept in build/bench/; a
-run trains those that are missing for some minutes, and says so where hosts are left.
+A host trained on clean data stays frozen. Recipes of `evolve` (at most 10 % and 2 % of its parameters), full
+fine-tuning, the BN retune, LoRA alone and adapters alone learn from the same clean and wrong rows; a recipe trains as
+it ships, for no more steps than the others and on fewer rows a step. Validation rows of the first host choose: of full
+fine-tuning's and the rivals' rates the one that gains most on the first kind; of two recipes of a size, over all kinds,
+the one that loses least on clean rows among those that reach the target share, or else the one that gains most. Every
+figure comes from test rows, over all hosts and kinds, with intervals as benchmarks/_growth_bounds.py says. LoRA and
+adapters are as wide as 10 % of the host's parameters allow; a BN retune has the size it has, and where that is more
+than the recipe's the distance is only stated. Cells are kept in build/bench/; a run trains those that are missing for
+some minutes, and says so where hosts are left.
 
 ``python -m benchmarks.growth --minutes 20`` trains what fits into the time, ``--table`` prints what is there.
 """
@@ -24,21 +25,22 @@ import numpy as np
 
 from benchmarks._growth_bounds import Rows, interval, mean_in_points, ratio_of_sums
 from benchmarks._growth_cells import Cell, cell, judged
-from benchmarks._growth_peft import RETUNE, Method, fit
+from benchmarks._growth_peft import Method, fit
 from benchmarks._growth_tasks import ground, kinds_of, known, small
 from benchmarks._quantize_nets import ECG, Task, tasks
 from benchmarks.quantize import row
+from kasmina_trainer.evolve.arms import RETUNE
+from kasmina_trainer.evolve.growing import FULL as WHOLE
+from kasmina_trainer.evolve.recipes import RECIPE_SETTINGS
 from kasmina_trainer.training import TrainingSettings
 
 SEEDS, TUNED_ON = 5, 0
-ROUNDS, TIMED = 5, 12
+ROUNDS = 3
 MINUTES = 6.0
-STEPS, BATCH, FEW = 150, 64, 24
+STEPS, BATCH = 150, 64
 KEEP = 0.5
-ENOUGH_CLEAN = 0.25
-"""Points of clean loss on validation rows up to which a recipe is chosen by its gain."""
-TEN, TWO, THRIFTY = "recipe of 10 %", "recipe of 2 %", "thrifty recipe of 2 %"
-SHARE_TARGETS = {TEN: 0.9, TWO: 0.7, THRIFTY: 0.7}
+TEN, TWO = "recipe of 10 %", "recipe of 2 %"
+SHARE_TARGETS = {TEN: 0.9, TWO: 0.7}
 CLEAN_TARGET, COST_TARGET = 0.5, 0.5
 LIKE = 1.1
 """Parameters of a BN retune, as a multiple of the recipe's, up to which they are held to be equal."""
@@ -48,19 +50,19 @@ RECIPES = tuple(SHARE_TARGETS)
 Plan = Mapping[str, Sequence[Method]]
 
 
-def _settings(rate: float, keep: float = KEEP, batch: int = BATCH) -> TrainingSettings:
-    return TrainingSettings(steps=STEPS, batch=batch, learning_rate=rate, keep=keep)
+def _settings(rate: float) -> TrainingSettings:
+    return TrainingSettings(steps=STEPS, batch=BATCH, learning_rate=rate, keep=KEEP)
+
+
+def _recipe(name: str, recipe: str, share: float) -> Method:
+    """A recipe as it ships: nothing of it is tuned here."""
+    return Method(name, RECIPE_SETTINGS[recipe], share=share, recipe=recipe)
 
 
 PLAN: Plan = {
-    FULL: [Method(FULL, _settings(rate), whole="full") for rate in (2e-2, 7e-3, 2.5e-3)],
-    TEN: [
-        Method(TEN, _settings(rate, keep), share=0.1, filters=8, norms=True, wide="conv-lora")
-        for rate in (2e-2, 1e-2)
-        for keep in (0.5, 2.0)
-    ],
-    TWO: [Method(TWO, _settings(rate, 2.0), share=0.02, filters=8, norms=True) for rate in (2e-2, 1e-2)],
-    THRIFTY: [Method(THRIFTY, _settings(rate, 2.0, FEW), share=0.02, filters=8, norms=True) for rate in (2e-2, 1e-2)],
+    FULL: [Method(FULL, _settings(rate), whole=WHOLE) for rate in (2e-2, 7e-3, 2.5e-3)],
+    TEN: [_recipe(TEN, "switched-wide", 0.1), _recipe(TEN, "strong", 0.1)],
+    TWO: [_recipe(TWO, "switched", 0.02), _recipe(TWO, "light", 0.02)],
     "BN retune": [Method("BN retune", _settings(rate), whole=RETUNE) for rate in (2e-2, 7e-3)],
     "LoRA alone": [Method("LoRA alone", _settings(rate), share=0.1, wide="conv-lora") for rate in (2e-2, 7e-3)],
     "adapters alone": [Method("adapters alone", _settings(rate), share=0.1, wide="adapter") for rate in (2e-2, 7e-3)],
@@ -111,14 +113,12 @@ def rows(quick: bool = False) -> list[dict[str, Any]]:
 
 
 def in_turns(found: Results, rounds: int = ROUNDS) -> dict[str, list[float]]:
-    """Processor time of short trainings over that of full fine-tuning, recipe by recipe, all of a round in turns."""
+    """Processor time of whole trainings over that of full fine-tuning, recipe by recipe, all of a round in turns."""
     place = ground(found.task, TUNED_ON, kinds_of(found.task)[0])
     ratios: dict[str, list[float]] = {name: [] for name in RECIPES}
     for turn in range(rounds):
-        spent = {}
-        for name in (FULL, *RECIPES)[:: 1 if turn % 2 else -1]:
-            form = found.chosen[name]
-            spent[name] = fit(replace(form, settings=replace(form.settings, steps=TIMED)), place, seed=turn).run.seconds
+        order = (FULL, *RECIPES)[:: 1 if turn % 2 else -1]
+        spent = {name: fit(found.chosen[name], place, seed=turn).run.seconds for name in order}
         for name in RECIPES:
             ratios[name].append(spent[name] / spent[FULL])
     return ratios
@@ -183,23 +183,37 @@ def collected(name: str, seeds: Iterable[int]) -> Results | None:
 
 def chosen_methods(name: str, plan: Plan, *, only_kept: bool = False) -> dict[str, Method] | None:
     """The form of each method that validation rows of one host choose; None where cells are missing."""
-    out = {}
+    out: dict[str, Method] = {}
+    whole: list[Cell] | None = []
     for own, forms in plan.items():
-        tried = []
-        for form in forms:
-            found = cell(name, TUNED_ON, kinds_of(known(name))[0], form, only_kept=only_kept)
-            if found is None:
-                return None
-            tried.append(found)
-        out[own] = forms[_best(tried, careful=own in RECIPES)]
+        tried = [_tried(name, own, form, only_kept=only_kept) for form in forms]
+        found = [line for line in tried if line is not None]
+        if own in RECIPES:
+            whole = _tried(name, own, out[FULL], only_kept=only_kept)
+        if len(found) < len(tried) or whole is None:
+            return None
+        out[own] = forms[_best(found, SHARE_TARGETS[own] * _gain(whole) if own in RECIPES else None)]
     return out
 
 
-def _best(tried: Sequence[Cell], *, careful: bool) -> int:
-    gains = [each.gain("validation") for each in tried]
-    losses = [each.loss("validation") for each in tried]
-    fair = [at for at in range(len(tried)) if not careful or losses[at] <= ENOUGH_CLEAN]
-    return max(fair, key=lambda at: gains[at]) if fair else int(np.argmin(losses))
+def _tried(name: str, own: str, form: Method, *, only_kept: bool) -> list[Cell] | None:
+    """Cells of the first host that choose: one kind for a rate, all of them for a recipe."""
+    kinds = kinds_of(known(name)) if own in RECIPES else kinds_of(known(name))[:1]
+    found = [cell(name, TUNED_ON, kind, form, only_kept=only_kept) for kind in kinds]
+    kept = [each for each in found if each is not None]
+    return kept if len(kept) == len(kinds) else None
+
+
+def _gain(cells: Sequence[Cell]) -> float:
+    return sum(each.gain("validation") for each in cells)
+
+
+def _best(tried: Sequence[Sequence[Cell]], enough: float | None = None) -> int:
+    """The form that gains most; of those that gain enough, the one that loses least on clean rows."""
+    fair = [at for at, cells in enumerate(tried) if enough is not None and _gain(cells) >= enough]
+    if fair:
+        return min(fair, key=lambda at: sum(each.loss("validation") for each in tried[at]))
+    return max(range(len(tried)), key=lambda at: _gain(tried[at]))
 
 
 def _change(each: Cell, part: str) -> Any:
@@ -263,10 +277,11 @@ def _costs(
         told = "of the cells, not trained in turns"
         if timed is not None:
             turns = [ratio for each in members for ratio in timed[each.task.name][recipe]]
-            told = f"of {len(turns)} rounds of {TIMED} steps in turns"
+            told = f"of {len(turns)} rounds of whole trainings in turns"
         slower = float(np.median(turns))
         larger = float(np.median([a.peak_bytes / b.peak_bytes for a, b in zip(own, full, strict=True)]))
-        how = f"{own[0].steps} steps of {own[0].batch} rows against {full[0].steps} of {full[0].batch}"
+        sizes = dict.fromkeys(f"{line.steps} steps of {line.batch} rows" for line in own)
+        how = f"{' or '.join(sizes)} against {full[0].steps} of {full[0].batch}"
         out += [
             row(f"growth, {name}: training time, {recipe}", COST_TARGET, slower, "x full", slower <= COST_TARGET,
                 f"{how}; processor time, median {told}, {min(turns):.2f} to {max(turns):.2f}"),
@@ -283,9 +298,10 @@ def _accuracy(members: Sequence[Results], method: str) -> str:
 
 
 def _form(members: Sequence[Results], method: str) -> str:
-    forms = {f"rate {each.chosen[method].settings.learning_rate:g}, keep {each.chosen[method].settings.keep:g}": 0
-             for each in members}  # fmt: skip
-    return " or ".join(forms)
+    told = [(each.chosen[method].recipe, each.chosen[method].settings) for each in members]
+    forms = (f"{recipe} {at.steps}x{at.batch}".strip() + f", rate {at.learning_rate:g}, keep {at.keep:g}"
+             for recipe, at in told)  # fmt: skip
+    return " or ".join(dict.fromkeys(forms))
 
 
 def _quick() -> Results:
@@ -317,7 +333,7 @@ def _fill(minutes: float, seeds: int, names: Sequence[str], *, quiet: bool = Fal
                     assert found is not None
                     if quiet:
                         continue
-                    form = f"{method.name}, rate {method.settings.learning_rate:g}, keep {method.settings.keep:g}"
+                    form = f"{method.name} {method.recipe}, rate {method.settings.learning_rate:g}"
                     print(
                         f"{name} {seed} {kind}: {form}: gain {found.gain():.1f}, clean loss {found.loss():+.2f}, "
                         f"{found.share:.2%}, {found.seconds:.1f} s", flush=True,

@@ -47,6 +47,12 @@ class Bundle:
     files: Mapping[str, bytes]
     metadata: Mapping[str, bytes] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        size = sum(map(len, self.files.values()))
+        return (
+            f"<Bundle {self.id}, {len(self.files)} files, {size:,} bytes, {'signed' if self.metadata else 'unsigned'}>"
+        )
+
     @property
     def id(self) -> str:
         """``NAME VERSION`` as people say it."""

@@ -26,7 +26,7 @@ class KasminaError(Exception):
 
     Args:
         message: One sentence that carries both numbers and the path.
-        next_step: What the caller can do now; printed below the message by the command line.
+        next_step: What the caller can do now; below the message on the command line and in a traceback.
     """
 
     exit_code = 1
@@ -36,6 +36,8 @@ class KasminaError(Exception):
         super().__init__(message)
         self.message = message
         self.next_step = next_step or self.default_next_step
+        if self.next_step:
+            self.add_note(self.next_step)
 
     @property
     def kind(self) -> str:

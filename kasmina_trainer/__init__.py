@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kasmina_trainer.evolve import Arm, GrownNetwork, Macs, Parameters
+    from kasmina_trainer.export.writing import write_bundle
     from kasmina_trainer.seeds import SeededNetwork, attach_seeds, freeze
     from kasmina_trainer.training import Minutes
 
@@ -30,6 +31,7 @@ __all__ = [
     "evolve",
     "export",
     "freeze",
+    "write_bundle",
 ]
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime writes a device id and events otherwise
@@ -43,6 +45,7 @@ _HOME = {
     "SeededNetwork": "seeds",
     "attach_seeds": "seeds",
     "freeze": "seeds",
+    "write_bundle": "export.writing",
 }
 
 
@@ -52,7 +55,7 @@ def evolve(*args: Any, **options: Any) -> GrownNetwork:
 
 
 def export(*args: Any, **options: Any) -> Any:
-    """Write a bundle; see `kasmina_trainer.export.bundle.export_bundle`."""
+    """Make a bundle; see `kasmina_trainer.export.bundle.export_bundle`."""
     return import_module("kasmina_trainer.export.bundle").export_bundle(*args, **options)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, isfinite, sqrt
 from typing import Protocol
 
 import numpy as np
@@ -74,6 +74,28 @@ class AcceptanceLimits:
     maximum_latency_ms: float | None = None
     maximum_peak_bytes: int | None = None
     maximum_energy_uj: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a limit that would let everything or nothing through by accident.
+
+        Raises:
+            InputError: A number outside its range, or none at all.
+        """
+        for name, least, most in (
+            ("minimum_gain", -1.0, 1.0),
+            ("maximum_clean_loss", -1.0, 1.0),
+            ("maximum_class_loss", -1.0, 1.0),
+            ("confidence", 0.5, 1.0),
+            ("minimum_samples", 0, inf),
+            ("resamples", 1, inf),
+            ("maximum_latency_ms", 0, inf),
+            ("maximum_peak_bytes", 0, inf),
+            ("maximum_energy_uj", 0, inf),
+        ):
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                wanted = f"{least:g} to {most:g}" if isfinite(most) else f"{least:g} or more"
+                raise InputError(f"acceptance: {name} {value}, expected {wanted}")
 
 
 DEFAULT_LIMITS = AcceptanceLimits()
@@ -241,7 +263,7 @@ def _too_dear(costs: Priced | None, limits: AcceptanceLimits) -> list[str]:
             reasons.append(f"{name}: not measured, at most {limit:g} {unit} is accepted")
             continue
         band = 0.0 if unit == "bytes" or costs.band is None else costs.band
-        if found * (1 - band) > limit:
+        if not found * (1 - band) <= limit:
             reasons.append(f"{name}: {found:g} {unit}, at most {limit:g} {unit} is accepted")
     return reasons
 

@@ -117,7 +117,7 @@ class Checkpoint:
         return self.network.host_copy()
 
 
-def save_host(path: Path, host: nn.Module, *, metadata: Mapping[str, Any] | None = None) -> None:
+def save_host(path: Path | str, host: nn.Module, *, metadata: Mapping[str, Any] | None = None) -> None:
     """Write a host; its folder is made when missing.
 
     Raises:
@@ -128,7 +128,7 @@ def save_host(path: Path, host: nn.Module, *, metadata: Mapping[str, Any] | None
 
 
 def save_network(
-    path: Path,
+    path: Path | str,
     network: SeededNetwork,
     *,
     grafts: tuple[Graft, ...] | None = None,
@@ -176,12 +176,13 @@ def save_network(
         _HOST: pack_arrays(_as_arrays(network.host_state())),
         _GRAFTS: pack_arrays(_as_arrays(network.graft_state())),
     }
+    path = Path(path)
     make_private_folder(path.parent)
     write_durable(path, pack_members(members), mode=0o644)
 
 
 def load_checkpoint(
-    path: Path,
+    path: Path | str,
     *,
     host: nn.Module | None = None,
     clock: Callable[[], float] = time.time,
@@ -200,13 +201,19 @@ def load_checkpoint(
         StorageError: It cannot be read.
         BundleError: It is damaged, of another format, or its weights are not what the note says.
     """
+    path = Path(path)
     try:
         data = path.read_bytes()
     except FileNotFoundError as exc:
-        raise InputError(f"{path}: no such checkpoint", "Make one with `kasmina-trainer train`.") from exc
+        raise InputError(
+            f"{path}: no such checkpoint", f"Make one with `kasmina-trainer train --out {path.parent}`."
+        ) from exc
     except OSError as exc:
         raise _unreadable(exc, path) from exc
-    members = unpack_members(data, where=str(path), max_bytes=2 * MAX_ARRAYS_BYTES)
+    try:
+        members = unpack_members(data, where=str(path), max_bytes=2 * MAX_ARRAYS_BYTES)
+    except BundleError as exc:
+        raise BundleError(exc.message, _AGAIN) from exc
     if set(members) != {_NOTE, _HOST, _GRAFTS}:
         raise BundleError(f"{path}: not a checkpoint (it holds {', '.join(sorted(members)[:4])})", _AGAIN)
     note = _parse_note(members[_NOTE], path)
@@ -231,6 +238,8 @@ def load_checkpoint(
 
 _AGAIN = "Train or grow it again; the file was not written by this program, or was damaged since."
 
+_IN_PYTHON = "In Python, pass host=, the network it was; the command line has no class to build it from."
+
 
 def _parse_note(data: bytes, path: Path) -> _Note:
     try:
@@ -246,7 +255,7 @@ def _check_given(note: _Note, host: nn.Module | None, path: Path) -> None:
     """Whether the host that was passed is the one of the file."""
     if host is None:
         if note.format == FORMAT and not note.architecture:
-            raise InputError(f"{path}: grown on a host whose class is not ours", "Pass host=, the network it was.")
+            raise InputError(f"{path}: grown on a host whose class is not ours", _IN_PYTHON)
         return
     given = hash_state(host.state_dict())
     if given != note.host_hash and not any(graft.mergeable for graft in note.grafts):

@@ -115,7 +115,7 @@ def picture(
 
 
 def save_picture(
-    path: Path,
+    path: Path | str,
     network: SeededNetwork,
     acceptance: Acceptance | None = None,
     *,
@@ -133,6 +133,7 @@ def save_picture(
         InputError: Another suffix.
         StorageError: The disk refused.
     """
+    path = Path(path)
     if path.suffix not in (".svg", ".html"):
         raise InputError(f"{path}: a growth picture is a .svg or a .html file, not {path.suffix or 'without a suffix'}")
     drawn = picture(network, acceptance, gains=gains)

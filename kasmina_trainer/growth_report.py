@@ -95,6 +95,18 @@ class GrowthReport:
         yield table
         yield from self.sentences()
 
+    def __str__(self) -> str:
+        lines = [_COLUMNS, *self._cells()]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        table = [
+            "  ".join(
+                cell.ljust(width) if name in ("", "verdict") else cell.rjust(width)
+                for name, cell, width in zip(_COLUMNS, cells, widths, strict=True)
+            ).rstrip()
+            for cells in lines
+        ]
+        return "\n".join([*table, *self.sentences()])
+
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
         body = "".join(

@@ -29,7 +29,10 @@ _DTYPES = {
 }
 _ERRORS_ONLY = 3
 _ELSEWHERE = "lies in a file beside the model, which no signature covers"
-ONE_FILE = "Save the model as one file: onnx.save_model(onnx.load(PATH), NEW_PATH), and wrap that."
+ONE_FILE = (
+    "Save the model as one file: onnx.save_model(onnx.load(PATH), NEW_PATH), or torch.onnx.export(..., "
+    "external_data=False), and wrap that."
+)
 
 
 def load_library() -> Any:

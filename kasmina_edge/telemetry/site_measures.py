@@ -124,9 +124,17 @@ class SiteMeasures:
         self._begin()
 
     def weigh(self, weights: Sequence[Array] | None) -> None:
-        """Take the branch's weights as they are now, where they learn; as the constructor does."""
-        self.weights_l1 = None if weights is None else math.fsum(float(np.abs(w).sum()) for w in weights if w.size > 1)
-        self._in_use = None if weights is None else weights_in_use(weights)
+        """Take the branch's weights as they are now, where they learn; as the constructor does.
+
+        Weights that are not finite measure nothing.
+        """
+        self.weights_l1 = self._in_use = None
+        if weights is None or not all(np.isfinite(w).all() for w in weights):
+            return
+        with np.errstate(over="ignore"):
+            told = math.fsum(float(np.abs(w).sum()) for w in weights if w.size > 1)
+        self.weights_l1 = told if math.isfinite(told) else None
+        self._in_use = weights_in_use(weights)
 
     def add(self, entry: Array, leave: Array, added: Array | None) -> None:
         """Take one frame in; one with a value that is not finite is left out.

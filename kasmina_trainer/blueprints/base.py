@@ -205,9 +205,12 @@ class GraftBlueprint(Blueprint, ABC):
         if clause := self.refusal(place, settings):
             from kasmina_trainer.blueprints.registry import fitting_names  # above this module; known when called
 
-            names = ", ".join(fitting_names(place))
+            names = fitting_names(place)
+            step = f"Blueprints that fit: {', '.join(names)}."
+            if self.name in names:
+                step = f"Change its settings: {self.name} fits this site with others."
             where = "" if isinstance(port, tuple) else f"site {place.name}: "
-            raise InputError(f"blueprint {self.name}: {where}{clause}", f"Blueprints that fit: {names}.")
+            raise InputError(f"blueprint {self.name}: {where}{clause}", step)
         return place, settings
 
 

@@ -46,6 +46,7 @@ _LIBRARY = (
     "kasmina_trainer.blueprints.align",
     "kasmina_trainer.blueprints.quant_adapter",
     "kasmina_trainer.blueprints.fail_safe",
+    "kasmina_trainer.blueprints.switched",
     "kasmina_trainer.nesting.blueprint",
 )
 _REGISTRY: dict[str, dict[int, Blueprint]] = {}

@@ -12,6 +12,7 @@ import typer
 
 from kasmina_edge.cli.output import console, emit
 from kasmina_trainer.cli import captured as captures
+from kasmina_trainer.cli import measuring
 from kasmina_trainer.cli.options import GROWN_FILE, HOST_FILE, Captured, Device, Json, Out, Seed, Simulated
 from kasmina_trainer.cli.progress import progress
 from kasmina_trainer.datasets import digits
@@ -67,12 +68,27 @@ def evolve(
         ),
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps; fewer is quicker.")] = None,
-    profile: Annotated[str | None, typer.Option("--profile", help="Hardware target.")] = None,
+    profile: Annotated[
+        str | None, typer.Option("--profile", help="Hardware target; what the int8 files cost there is estimated.")
+    ] = None,
+    max_ms: Annotated[
+        float | None, typer.Option("--max-ms", min=0, help="Most for one inference on the profile.")
+    ] = None,
+    max_memory_kb: Annotated[
+        float | None, typer.Option("--max-memory-kb", min=0, help="Most for activations and weights, 1000 bytes each.")
+    ] = None,
+    max_energy_uj: Annotated[
+        float | None, typer.Option("--max-energy-uj", min=0, help="Most for one inference on the profile.")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a growth that was interrupted, to the same bytes.")
     ] = False,
     tensorboard: Annotated[
         Path | None, typer.Option("--tensorboard", help="Folder for TensorBoard scalars of every step.")
+    ] = None,
+    telemetry: Annotated[
+        Path | None,
+        typer.Option("--telemetry", help="File to which what the seed sites measure is added, one JSON line a record."),
     ] = None,
     picture: Annotated[
         Path | None, typer.Option("--picture", help="Draw the grown network: a .svg or .html file.")
@@ -88,7 +104,6 @@ def evolve(
     import torch
 
     from kasmina_edge.errors import InputError
-    from kasmina_edge.storage import remove_tree
     from kasmina_trainer.checkpoints import load_checkpoint, save_network
     from kasmina_trainer.evolve import (
         GRAFT_SETTINGS,
@@ -99,28 +114,27 @@ def evolve(
         sites_for,
     )
     from kasmina_trainer.evolve import evolve as grow
+    from kasmina_trainer.evolve.journal import discard_run
     from kasmina_trainer.seeds import attach_seeds
     from kasmina_trainer.training import Minutes
 
+    limits = measuring.limits_of(profile, latency_ms=max_ms, memory_kb=max_memory_kb, energy_uj=max_energy_uj)
     if picture is not None and picture.suffix not in (".svg", ".html"):
         raise InputError(f"--picture {picture}: expected a name that ends in .svg or .html")
     source = load_checkpoint(host or out / HOST_FILE)
     parts = digits.split_digits(int(source.metadata.get("seed", seed)))
     target = captures.target(captured, simulated, parts.camera, seed)
     size = sum(p.numel() for p in source.network.body.parameters())
-    limits = [parse_budget(text, size) for text in budget or ()]
-    if not any(isinstance(limit, Minutes) for limit in limits):
-        limits.append(Minutes(minutes))
+    budgets = [parse_budget(text, size) for text in budget or ()]
+    if not any(isinstance(each, Minutes) for each in budgets):
+        budgets.append(Minutes(minutes))
     run = out / RUN_FOLDER
-    if not resume:
-        remove_tree(run)
     seeds = source.network
-    known = blueprint not in (*RECIPES, "auto")
-    if blueprint in RECIPES:
+    if blueprint in RECIPES and not seeds.grafts:  # a network that has grown is refused, whatever is asked for
         example = torch.from_numpy(parts.probes.x[:1].copy())
         seeds = attach_seeds(source.host(), sites_for(blueprint, source.host(), example), example=example)
-    plain = default_settings(blueprint) if known else GRAFT_SETTINGS
-    with _watched(f"Growing {blueprint}", quiet=as_json) as (on_step, on_event):
+    plain = default_settings(blueprint) if blueprint != "auto" else GRAFT_SETTINGS
+    with _resumable(quiet=as_json), _watched(f"Growing {blueprint}", quiet=as_json) as (on_step, on_event):
         grown = grow(
             seeds,
             train=parts.host.samples,
@@ -128,7 +142,9 @@ def evolve(
             holdout_clean=parts.probes.samples,
             blueprint=blueprint,
             sites=tuple(s.strip() for s in sites.split(",")) if sites else None,
-            budget=limits,
+            budget=budgets,
+            limits=limits,
+            measure=measuring.int8_files(parts) if profile is not None else None,
             seed=seed,
             intensity=parse_intensities(intensity or (), intensities),
             target_only=target_only,
@@ -138,7 +154,9 @@ def evolve(
             device=device,
             folder=run,
             resume=resume,
+            replace_run=not resume,
             tensorboard=tensorboard,
+            telemetry=telemetry,
             on_step=on_step,
             on_event=on_event,
         )
@@ -151,7 +169,7 @@ def evolve(
         "growth_seed": seed,
     }
     save_network(path, grown.network, grafts=grown.grafts, acceptance=grown.acceptance, metadata=note)
-    remove_tree(run)
+    discard_run(run)
     if picture is not None:
         grown.save_picture(picture)
     report = grown.report()
@@ -162,6 +180,17 @@ def evolve(
         console().print(f"written to {path}" + (f", drawn in {picture}" if picture is not None else ""))
     if not grown.acceptance.accepted:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _resumable(*, quiet: bool) -> Iterator[None]:
+    """What was trained until Ctrl-C is kept, and whoever pressed it is told."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not quiet:
+            console(stderr=True).print("interrupted; the same call with --resume goes on")
+        raise
 
 
 @contextmanager

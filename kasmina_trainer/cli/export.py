@@ -78,6 +78,7 @@ def export(
     """
     from kasmina_trainer.cli import export_model, exported
     from kasmina_trainer.export.report import quantization_report
+    from kasmina_trainer.export.writing import write_bundle
 
     form = export_model.form_of(weights, profile)
     options: dict[str, Any] = {
@@ -110,22 +111,23 @@ def export(
         version = version or ("1.1.0" if saved.grafts else "1.0.0")
         with busy("Quantizing and checking against torch", quiet=as_json):
             bundle, made = _export(saved, own, version, under, captured, simulated, seed, options)
-    signed, path, card = _write(bundle, out)
+    path = write_bundle(bundle, out)
+    card = path.with_suffix(".card.md")
     with busy("Measuring layer by layer", quiet=as_json):
-        report = quantization_report(signed, made)
-    manifest = signed.manifest
+        report = quantization_report(bundle, made)
+    manifest = bundle.manifest
     rows = [("bundle", f"{manifest.id}, {len(manifest.grafts)} grafts, content {manifest.content_digest()[:12]}")]
     rows += more
     for entry in manifest.models:
         rows.append((entry.engine, f"{size_text(entry.file.size_bytes)}, {export_model.proof(manifest, entry)}"))
-    rows += [*exported.report_rows(report), *exported.estimate_rows(signed), *export_model.mapping_rows(signed)]
+    rows += [*exported.report_rows(report), *exported.estimate_rows(bundle), *export_model.mapping_rows(bundle)]
     value = {
         "file": str(path),
         "card": str(card),
         "digest": manifest.content_digest(),
         "manifest": manifest.model_dump(mode="json"),
-        "mapping": export_model.mapping_value(signed),
-        "estimate": exported.estimate_value(signed),
+        "mapping": export_model.mapping_value(bundle),
+        "estimate": exported.estimate_value(bundle),
         "quantization": None if report is None else report.as_data(),
     }
     emit(value, as_json=as_json, table=rows_table([*rows, ("card", str(card)), ("written", str(path))]))
@@ -202,21 +204,3 @@ def _export(
     )
     module = saved.network.module_for_export()
     return bundle, Exported(module, calibration, held_out, truth, options.get("quantize"))
-
-
-def _write(bundle: Bundle, out: Path) -> tuple[Bundle, Path, Path]:
-    """Sign with the desk key, write, and put the model card beside it."""
-    import time
-
-    from kasmina_edge.bundle import pack
-    from kasmina_edge.fleet.repository import Repository
-    from kasmina_edge.storage import make_private_folder, write_durable
-    from kasmina_trainer.export import documents
-
-    signed = Repository.desk(clock=time.time).sign_bundle(bundle)
-    path = out / signed.file_name
-    card = path.with_suffix(".card.md")
-    make_private_folder(out)
-    write_durable(path, pack(signed))
-    write_durable(card, documents.markdown(signed.files[documents.PATH]).encode())
-    return signed, path, card

@@ -71,11 +71,16 @@ def half_widths_ms(signal: Signal, rate_hz: float, peaks: npt.NDArray[np.intp]) 
 
 def band_passed(signal: Signal, rate_hz: float, band_hz: tuple[float, float]) -> Signal:
     """The part of a signal inside a band, without delay or mean; edges fall off as a Butterworth's of fourth order."""
-    hertz = np.fft.rfftfreq(len(signal), 1.0 / rate_hz)
+    return np.fft.irfft(np.fft.rfft(signal) * band_gain(len(signal), rate_hz, band_hz), len(signal))
+
+
+def band_gain(samples: int, rate_hz: float, band_hz: tuple[float, float]) -> Signal:
+    """Gain of each line of a signal's spectrum for `band_passed`.  # (samples // 2 + 1,)"""
+    hertz = np.fft.rfftfreq(samples, 1.0 / rate_hz)
     low, high = band_hz
     gain = np.zeros(len(hertz))
     gain[1:] = 1.0 / np.sqrt(1.0 + (low / hertz[1:]) ** 8) / np.sqrt(1.0 + (hertz[1:] / high) ** 8)
-    return np.fft.irfft(np.fft.rfft(signal) * gain, len(signal))
+    return gain
 
 
 def _energy(signal: Signal, rate_hz: float) -> Signal:

@@ -15,8 +15,9 @@ def scene_groups(x: npt.NDArray[np.float32], *, tolerance: float = SAME_SCENE) -
     """A number for each row; rows that differ by no more than ``tolerance``, directly or over others, share one.
 
     Args:
-        x: Frames in [0, 1].  # (N, ...)
-        tolerance: Root mean square difference up to which two frames show one scene.
+        x: Frames.  # (N, ...)
+        tolerance: Root mean square difference up to which two frames show one scene, as a share of full scale: of 1 for
+            frames in [0, 1], of the values' range for others (bytes, millivolts).
 
     Returns:
         The lowest row of each row's scene.  # (N,)
@@ -27,7 +28,7 @@ def scene_groups(x: npt.NDArray[np.float32], *, tolerance: float = SAME_SCENE) -
     """
     flat = x.reshape(len(x), -1).astype(np.float64)
     squares = (flat**2).sum(1)
-    limit = tolerance**2 * max(1, flat.shape[1])
+    limit = (tolerance * _full_scale(flat)) ** 2 * max(1, flat.shape[1])
     group = np.arange(len(x), dtype=np.int64)
     for row in range(len(x)):
         distances = squares[row] + squares[row + 1 :] - 2 * flat[row + 1 :] @ flat[row]
@@ -42,7 +43,7 @@ def set_aside(x: npt.NDArray[np.float32], *, share: float = HOLDOUT_SHARE, seed:
     """Rows to judge by: whole scenes in seeded order, up to ``share`` of the rows.
 
     Args:
-        x: Frames in [0, 1].  # (N, ...)
+        x: Frames.  # (N, ...)
         share: Of the rows; what does not fill it stays with the others.
         seed: Chooses the scenes.
 
@@ -53,3 +54,8 @@ def set_aside(x: npt.NDArray[np.float32], *, share: float = HOLDOUT_SHARE, seed:
     order = np.random.default_rng(seed).permutation(np.unique(groups))
     sizes = np.array([(groups == group).sum() for group in order])
     return np.isin(groups, order[np.cumsum(sizes) <= share * len(x)])
+
+
+def _full_scale(x: npt.NDArray[np.float64]) -> float:
+    low, high = (float(x.min()), float(x.max())) if x.size else (0.0, 1.0)
+    return 1.0 if low >= 0 and high <= 1 else high - low

@@ -22,7 +22,7 @@ from kasmina_trainer.datasets.scenes import set_aside
 from kasmina_trainer.evolve import GrownNetwork, evolve
 from kasmina_trainer.export.bundle import export_bundle
 from kasmina_trainer.seeds import SeededNetwork, attach_seeds, freeze
-from kasmina_trainer.training import TrainingSettings, train_host
+from kasmina_trainer.training import HOST_SETTINGS, TrainingSettings, train_host
 
 Progress = Callable[[str, float | None], None]
 Frames = npt.NDArray[np.float32]
@@ -69,20 +69,26 @@ class Grower:
         out: Where checkpoints go.
         seed: Of everything.
         progress: Called with a text and the share done.
+        host_settings: How long the host is trained.
     """
 
-    def __init__(self, out: Path, *, seed: int, progress: Progress) -> None:
+    def __init__(
+        self, out: Path, *, seed: int, progress: Progress, host_settings: TrainingSettings = HOST_SETTINGS
+    ) -> None:
         self._out = out
         self._seed = seed
         self._progress = progress
+        self._host_settings = host_settings
         self.splits: DigitSplits = split_digits(seed)
         self._host: Bundle | None = None
         self._seeds: SeededNetwork | None = None
 
     def train_host(self) -> str:
         """Train on the host part alone; says how large it is and how well it does on digits it never saw."""
-        network = train_host(self.splits.host, seed=self._seed, on_step=self._show("Train the host"))
-        save_host(self._out / HOST_FILE, network)
+        network = train_host(
+            self.splits.host, seed=self._seed, settings=self._host_settings, on_step=self._show("Train the host")
+        )
+        save_host(self._out / HOST_FILE, network, metadata={"seed": self._seed})
         self._seeds = attach_seeds(freeze(network), sites="auto", example=self.splits.host.x[:1])
         count = sum(p.numel() for p in network.parameters())
         return f"{count} parameters, seed sites {', '.join(self._seeds.sites)}"
@@ -144,7 +150,19 @@ class Grower:
                 continue
             if plan.must_pass and not bundle.manifest.acceptance.accepted and attempt < ATTEMPTS:  # type: ignore[union-attr]
                 continue
-            save_network(self._out / f"grown-{plan.version}.checkpoint", grown.network, grafts=grown.grafts)
+            save_network(
+                self._out / f"grown-{plan.version}.checkpoint",
+                grown.network,
+                grafts=grown.grafts,
+                metadata={
+                    "seed": self._seed,
+                    "growth_seed": self._seed,  # which captured inputs were set aside, in every attempt
+                    "blueprint": plan.blueprint,
+                    "target_only": plan.target_only,
+                    "captured": len(y),
+                    "attempts": attempt,
+                },
+            )
             return bundle
         raise AssertionError("unreachable")
 
@@ -176,6 +194,10 @@ class Grower:
         )
         return Bundle(bundle.manifest.model_copy(update={"acceptance": acceptance}), bundle.files, {})
 
+    def set_aside(self, x: Frames) -> npt.NDArray[np.bool_]:
+        """Captured inputs that judge a graft and that nothing learns from.  # (N,)"""
+        return set_aside(x, share=HOLDOUT_SHARE, seed=self._seed)
+
     def measure(self, bundle: Bundle, corruption: str) -> tuple[float, float]:
         """Accuracy of the deployed int8 file on the test part: clean, and through the broken lens."""
         test = self.splits.test
@@ -190,7 +212,7 @@ class Grower:
     def _evolve(
         self, x: Frames, y: Labels, batches: Sequence[str], plan: Plan, seed: int
     ) -> tuple[GrownNetwork, Samples, Samples]:
-        judge = set_aside(x, share=HOLDOUT_SHARE, seed=self._seed)
+        judge = self.set_aside(x)
         learn = ~judge
         splits = self.splits
         grown = evolve(

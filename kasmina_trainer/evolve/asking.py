@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from math import inf, isfinite
+from numbers import Integral
 from typing import Any
 
 from kasmina_edge.contracts.record import SeedTelemetry
@@ -43,6 +45,7 @@ def asked_plan(
         if blueprint == AUTO:
             return None, _every_arm(sites, ports, allowance)
         if blueprint in RECIPES and blueprint not in blueprint_names():
+            settings = settings or default_settings(blueprint)
             here = {name: port for name, port in ports.items() if sites is None or name in sites}
             blueprint = [within(named_recipe(blueprint, here, norms), here, allowance)]
     if isinstance(blueprint, str):
@@ -55,8 +58,8 @@ def asked_plan(
             check_candidate(plan.candidate, ports, allowance)
         return plan, []
     own = settings or GRAFT_SETTINGS
-    candidates = [(arm,) if isinstance(arm, Arm) else tuple(arm) for arm in blueprint]
-    if not candidates:
+    candidates = _listed(blueprint)
+    if not candidates or not all(candidates):
         raise InputError("no arm was named", "Name one, or pass blueprint='auto'.")
     for candidate in candidates:
         check_candidate(candidate, ports, allowance)
@@ -70,6 +73,34 @@ def asked_plan(
     if len(candidates) == 1:
         return Plan(name_of(candidates[0]), own, candidates[0]), []
     return None, candidates
+
+
+def check_settings(settings: TrainingSettings) -> None:
+    """Every number of a training is one that something can be trained with.
+
+    Raises:
+        InputError: One is not; it is named with its range.
+    """
+    for name, least in (("steps", 1), ("batch", 1), ("shift", 0)):
+        value = getattr(settings, name)
+        if not isinstance(value, Integral) or value < least:
+            raise InputError(f"settings: {name} {value!r}, expected a whole number of {least} or more")
+    if not (isfinite(settings.learning_rate) and settings.learning_rate > 0):
+        raise InputError(f"settings: learning rate {settings.learning_rate:g}, expected above 0")
+    for name, most in (("weight_decay", inf), ("label_smoothing", 1.0), ("keep", inf)):
+        value = getattr(settings, name)
+        if not (isfinite(value) and 0 <= value <= most):
+            raise InputError(f"settings: {name} {value:g}, expected {'0 to 1' if most == 1 else '0 or more'}")
+
+
+def check_run_seed(seed: int) -> None:
+    """Refuse a seed that one of the generators of a run does not take.
+
+    Raises:
+        InputError: It is no whole number from 0 to 2^63 - 1.
+    """
+    if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+        raise InputError(f"seed {seed!r}: expected a whole number from 0 to {2**63 - 1}")
 
 
 def chosen(
@@ -140,6 +171,13 @@ def noted(
         "intensity": levels,
         **plain,
     }
+
+
+def _listed(blueprint: Sequence[Arm | Candidate]) -> list[Candidate]:
+    found = [(arm,) if isinstance(arm, Arm) else arm for arm in blueprint if isinstance(arm, Arm | tuple)]
+    if len(found) != len(blueprint) or not all(isinstance(arm, Arm) for several in found for arm in several):
+        raise InputError(f"blueprint {blueprint!r}: expected a name, or a list of arms or of tuples of arms")
+    return found
 
 
 def _every_arm(sites: Sequence[str] | None, ports: Mapping[str, Port], allowance: Allowance) -> list[Candidate]:

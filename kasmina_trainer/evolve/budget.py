@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isfinite
+from numbers import Integral
 
 from kasmina_edge.errors import InputError
 from kasmina_trainer.blueprints.cost import Cost
@@ -22,8 +24,8 @@ class Macs:
     macs: int
 
     def __post_init__(self) -> None:
-        if self.macs < 1:
-            raise InputError(f"budget of {self.macs} MACs: expected 1 or more")
+        if not isinstance(self.macs, Integral) or self.macs < 1:
+            raise InputError(f"budget of {self.macs} MACs: expected a whole number of 1 or more")
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class Parameters:
     parameters: int
 
     def __post_init__(self) -> None:
-        if self.parameters < 1:
-            raise InputError(f"budget of {self.parameters} parameters: expected 1 or more")
+        if not isinstance(self.parameters, Integral) or self.parameters < 1:
+            raise InputError(f"budget of {self.parameters} parameters: expected a whole number of 1 or more")
 
 
 Budget = Minutes | Macs | Parameters
@@ -56,10 +58,17 @@ class Allowance:
 
     @classmethod
     def of(cls, budget: Budget | Sequence[Budget] | None) -> Allowance:
-        """Of one budget or several; the smallest of a kind holds."""
-        given = [] if budget is None else [budget] if isinstance(budget, Minutes | Macs | Parameters) else list(budget)
+        """Of one budget or several; the smallest of a kind holds, and time without end is no limit.
+
+        Raises:
+            InputError: Something else than a budget.
+        """
+        several = budget if isinstance(budget, list | tuple) else [] if budget is None else [budget]
+        given = [b for b in several if isinstance(b, Minutes | Macs | Parameters)]
+        if len(given) != len(several):
+            raise InputError(f"budget {budget!r}: expected Minutes, Macs or Parameters, or several of them")
         return cls(
-            min((b.seconds for b in given if isinstance(b, Minutes)), default=None),
+            min((b.seconds for b in given if isinstance(b, Minutes) and isfinite(b.seconds)), default=None),
             min((b.macs for b in given if isinstance(b, Macs)), default=None),
             min((b.parameters for b in given if isinstance(b, Parameters)), default=None),
         )
@@ -129,6 +138,8 @@ def parse_budget(text: str, host_parameters: int | None = None) -> Budget:
             f"budget {text!r}: expected a time (90s, 5m, 1h), MACs a frame (200k, 2M) or parameters (500p, 10%)"
         )
     number, unit = float(found[1]), found[2]
+    if not isfinite(number * _THOUSANDS["G"]):
+        raise InputError(f"budget {text[:20]}... of {len(text)} characters: too large")
     if unit in _SECONDS:
         return Minutes(number * _SECONDS[unit] / 60)
     return Parameters(int(number)) if unit == "p" else Macs(int(number * _THOUSANDS[unit]))

@@ -11,12 +11,23 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 from kasmina_edge.errors import InputError
+from kasmina_edge.telemetry.hardware import HardwareReader
 from kasmina_trainer.acceptance import DEFAULT_LIMITS, AcceptanceLimits, Ints, Predict
 from kasmina_trainer.datasets.digits import Samples
 from kasmina_trainer.evolve.arms import RETUNE, Arm, Candidate, name_of
-from kasmina_trainer.evolve.asking import AUTO, Choose, asked_plan, check_groups, chosen, noted
+from kasmina_trainer.evolve.asking import (
+    AUTO,
+    Choose,
+    asked_plan,
+    check_groups,
+    check_run_seed,
+    check_settings,
+    chosen,
+    noted,
+)
 from kasmina_trainer.evolve.budget import Allowance, Budget, Deadline
 from kasmina_trainer.evolve.events import Event, Listener, together
 from kasmina_trainer.evolve.growing import GRAFT_SETTINGS, Ground, Plan, grow_one, ports_of
@@ -25,14 +36,16 @@ from kasmina_trainer.evolve.intensities import Intensities, check_intensity
 from kasmina_trainer.evolve.journal import open_journal
 from kasmina_trainer.evolve.judging import Judge
 from kasmina_trainer.evolve.rivals import rival_plans
-from kasmina_trainer.evolve.samples import count_classes, held_out
+from kasmina_trainer.evolve.samples import check_shapes, count_classes, held_out
 from kasmina_trainer.evolve.selecting import RACE_SHARE, Race, race_rows
 from kasmina_trainer.evolve.sensing import sensed
+from kasmina_trainer.evolve.telling import Hear, Teller, written
 from kasmina_trainer.evolve.tensorboard import scalars
 from kasmina_trainer.seeds import SeededNetwork
 from kasmina_trainer.training import Progress, TrainingSettings, check_device
 
 RIVAL = RETUNE
+_T = TypeVar("_T")
 
 
 def evolve(
@@ -60,7 +73,9 @@ def evolve(
     choose: Choose | None = None,
     folder: Path | None = None,
     resume: bool = False,
+    replace_run: bool = False,
     tensorboard: Path | None = None,
+    telemetry: Path | Hear | None = None,
     clock: Callable[[], float] = time.monotonic,
     on_step: Progress | None = None,
     on_event: Listener | None = None,
@@ -97,7 +112,10 @@ def evolve(
             arms that race, most promising first.
         folder: Where the run is kept, so that it can go on after a kill.
         resume: Go on with the run in ``folder``.
+        replace_run: Begin anew where one lies in ``folder``; only when everything else was found good.
         tensorboard: Folder for an event file of scalars.
+        telemetry: File to which a `TelemetryRecord` of the seed sites is added, one JSON line each, every
+            `RECORD_EVERY` steps while grafts learn and at the end of every training; or a function that gets them.
         clock: Seconds that only go up.
         on_step: Called with (steps done, steps asked for), over all trainings together.
         on_event: Hears what happens as it happens.
@@ -107,6 +125,8 @@ def evolve(
             unlabelled, of one class, or not finite; a held-out row that is trained on; a diverged training; a run
             folder of another host or plan.
     """
+    sites, rival = _listed(sites), _listed(rival)
+    check_run_seed(seed)
     check_device(device)
     _check_profile(profile)
     seeds.check_host()
@@ -115,13 +135,22 @@ def evolve(
             f"the network holds {len(seeds.grafts)} grafts already", "Remove them, or start from the host."
         )
     classes = count_classes(seeds, train[0]) if len(train[0]) else None
-    learn_clean, judge_clean = held_out("train", train, holdout_clean, seed, classes)
-    learn_target, judge_target = held_out("target", target, holdout_target, seed, classes)
+    learn_clean, judge_clean = held_out("train", train, holdout_clean, seed, classes, least=limits.minimum_samples)
+    learn_target, judge_target = held_out("target", target, holdout_target, seed, classes, least=limits.minimum_samples)
+    check_shapes(
+        {"train": learn_clean, "target": learn_target, "held-out train": judge_clean, "held-out target": judge_target}
+    )
     check_groups(clusters, holdout_clean, holdout_target)
     check_intensity(intensity)
     allowance, ports = Allowance.of(budget), ports_of(seeds)
     plan, candidates = asked_plan(blueprint, sites, settings, seeds, allowance)
     own = plan.settings if plan is not None else settings or GRAFT_SETTINGS
+    check_settings(own)
+    asked = plan or candidates
+    looked = None
+    if plan is None:
+        looked = race_rows(learn_clean, learn_target, seed, target_only=target_only)
+        candidates = chosen(choose, candidates, lambda: sensed(seeds, learn_target[0]), ports, allowance)
     beside, notes = rival_plans(seeds, rival and blueprint != RIVAL and rival, own)
     judge = Judge(
         seeds, judge_clean, judge_target, limits, seed,
@@ -132,12 +161,20 @@ def evolve(
         journal = None
         if folder is not None:
             rows = {"clean": learn_clean, "target": learn_target, "hold": judge_clean, "hold-target": judge_target}
-            told = noted(seeds, rows, plan or candidates, own, allowance, intensity, seed=seed, target_only=target_only)
-            journal = stack.enter_context(open_journal(folder, told, resume=resume))
+            plain: dict[str, Any] = {"seed": seed, "target_only": target_only}
+            if telemetry is not None:  # sites that are looked at name their host's tensors otherwise
+                plain["telemetry"] = True
+            told = noted(seeds, rows, asked, own, allowance, intensity, **plain)
+            journal = stack.enter_context(open_journal(folder, told, resume=resume, replace=replace_run))
         tell = together([on_event, stack.enter_context(scalars(tensorboard)) if tensorboard is not None else None])
+        sources = [learn_target] if target_only else [learn_clean, learn_target]
+        teller = None
+        if telemetry is not None:
+            hear = telemetry if callable(telemetry) else stack.enter_context(written(telemetry))
+            teller = Teller(hear, sources, allowance, seed, hardware=HardwareReader())
         ground = Ground(
             seeds=seeds,
-            sources=[learn_target] if target_only else [learn_clean, learn_target],
+            sources=sources,
             seed=seed,
             intensity=intensity,
             capture_batches=capture_batches,
@@ -145,17 +182,17 @@ def evolve(
             keeps_clean=not target_only,
             deadline=Deadline.after(allowance.seconds, clock, spent_s=journal.spent_s if journal else 0.0),
             journal=journal,
+            telemetry=teller,
         )
         track = _Track(on_step)
         race = None
-        if plan is None:
-            looked = race_rows(learn_clean, learn_target, seed, target_only=target_only)
+        if looked is not None:
             racing = replace(ground, sources=looked.learn, part="race", deadline=ground.deadline.part(RACE_SHARE))
             race = Race(racing, looked, own, ports, allowance, tell=tell, track=track.more)
-            candidates = chosen(choose, candidates, lambda: sensed(seeds, learn_target[0]), ports, allowance)
             tell(Event("phase", "race", values={"arms": len(candidates)}))
             best = race.winner(candidates, combine=blueprint == AUTO)
             plan = Plan(name_of(best), own, best)
+        assert plan is not None
         grown = [_grown(ground, one, judge, on_one, tell) for one, on_one in track.over([plan, *beside])]
     gains = judge.gains(grown[0].network)
     retune = next((g for g in grown[1:] if g.blueprint == RETUNE), None)
@@ -206,6 +243,11 @@ class _Track:
     def over(self, plans: Sequence[Plan]) -> list[tuple[Plan, Progress]]:
         """Plans with their progress functions; all of them count from the beginning."""
         return [(plan, self.more(plan.settings.steps)) for plan in plans]
+
+
+def _listed(given: _T) -> _T | tuple[str, ...]:
+    """One name is a list of one."""
+    return (given,) if isinstance(given, str) else given
 
 
 def _check_profile(profile: str | None) -> None:

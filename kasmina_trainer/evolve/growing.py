@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,9 @@ from kasmina_trainer.evolve.arms import RETUNE, SHIPPED_AS, Arm, Candidate, name
 from kasmina_trainer.evolve.budget import Deadline
 from kasmina_trainer.evolve.intensities import Intensities, levels_of
 from kasmina_trainer.evolve.journal import Journal
+from kasmina_trainer.evolve.meeting import meet
+from kasmina_trainer.evolve.recipes import RECIPE_SETTINGS, RECIPES
+from kasmina_trainer.evolve.telling import Teller
 from kasmina_trainer.seeds import SeededNetwork
 from kasmina_trainer.seeds.integrity import GradientGuard
 from kasmina_trainer.training import Progress, TrainingRun, TrainingSettings, Watch, as_tensors, one_core
@@ -84,6 +87,7 @@ class Ground:
         deadline: When training ends.
         part: ``whole``, or the name of a part of the rows; one key of the journal.
         journal: Remembers what was trained; None: nothing is written.
+        telemetry: Looks at seed sites while grafts learn; None: nobody does.
     """
 
     seeds: SeededNetwork
@@ -96,14 +100,17 @@ class Ground:
     deadline: Deadline
     part: str = "whole"
     journal: Journal | None = None
+    telemetry: Teller | None = None
 
 
 def default_settings(blueprint: str) -> TrainingSettings:
-    """How long and how boldly a blueprint trains when nothing else is said.
+    """How long and how boldly a blueprint, or a recipe, trains when nothing else is said.
 
     Raises:
         InputError: No such blueprint.
     """
+    if blueprint in RECIPES:
+        return RECIPE_SETTINGS.get(blueprint, GRAFT_SETTINGS)
     if blueprint == FULL:
         return FULL_SETTINGS
     return RETUNE_SETTINGS if isinstance(find_blueprint(blueprint), HostBlueprint) else GRAFT_SETTINGS
@@ -134,10 +141,14 @@ def grow_one(
         learning += list(norm.requires_grad_(True).parameters())
         modules.append(norm)
     run = TrainingRun(steps=0, asked_steps=0, loss=0.0, seconds=0.0)
+    met_s = _met(ground, network, plan.settings)
     if learning:
         guard = nullcontext() if norms else GradientGuard(network, every=GUARD_EVERY)
-        state = network.state_dict if norms else network.graft_state
-        with guard:
+        state = partial(_whole_state, network) if norms else network.graft_state
+        looked: AbstractContextManager[Watch | None] = nullcontext(watch)
+        if ground.telemetry is not None and not _is_done(ground, plan):
+            looked = ground.telemetry.over(network, plan.name, watch)
+        with guard, looked as watch:
             run = _trained(ground, plan, network, learning, modules, state, groups=groups, on_step=on_step, watch=watch)
     network.cpu().eval()
     for parameter in learning:
@@ -147,7 +158,26 @@ def grow_one(
     for site, gain in gains.items():
         network.set_intensity(site, gain)
     network.check_host()
-    return network, run
+    return network, replace(run, seconds=run.seconds + met_s)
+
+
+def _met(ground: Ground, network: SeededNetwork, settings: TrainingSettings) -> float:
+    """Show both kinds of rows to branches that tell them apart; the seconds that took."""
+    if not ground.keeps_clean or len(ground.sources) < 2:
+        return 0.0
+    begun = ground.deadline.clock()
+    clean, target = (as_tensors(source, "cpu")[0] for source in ground.sources)
+    meet(network, clean, target, seed=ground.seed, shift=settings.shift)
+    return ground.deadline.clock() - begun
+
+
+def _whole_state(network: SeededNetwork) -> dict[str, torch.Tensor]:
+    """Host and grafts under names that stay the same whoever looks at the sites."""
+    return {**{f"host.{name}": value for name, value in network.host_state().items()}, **network.graft_state()}
+
+
+def _is_done(ground: Ground, plan: Plan) -> bool:
+    return ground.journal is not None and ground.journal.has(plan.key(ground.part))
 
 
 def _planted(
@@ -246,17 +276,23 @@ def _trained(
     """Fit the parameters; ``state`` gives the network's own tensors that the journal keeps of the result."""
     key, journal = plan.key(ground.part), ground.journal
     found = journal.finished(key) if journal is not None else None
-    if found is not None:
+    if journal is not None and found is not None:
         run, arrays = found
+        own = state()
+        if any(name not in arrays or arrays[name].shape != tuple(value.shape) for name, value in own.items()):
+            raise InputError(
+                f"{journal.result_file(key)}: {len(arrays)} tensors, other ones than the {len(own)} of {plan.name}",
+                "Remove it; that part is trained again.",
+            )
         with torch.no_grad():
-            for name, value in state().items():
+            for name, value in own.items():
                 value.copy_(torch.from_numpy(np.array(arrays[name])))
         if hooks.get("on_step") is not None:
             hooks["on_step"](plan.settings.steps, plan.settings.steps)
         return run
     network.to(ground.device)
     teacher = ground.seeds.host_copy().to(ground.device) if ground.keeps_clean else None
-    begun = journal.unfinished(key) if journal is not None else None
+    begun = journal.unfinished(key, before=plan.settings.steps) if journal is not None else None
     checkpoint = partial(journal.checkpoint, key) if journal is not None else None
     run = fit_parameters(
         network,

@@ -73,7 +73,7 @@ class GrownNetwork:
         """The network with its grafts, drawn; see `growth_picture`."""
         return picture(self.network, self.acceptance, gains=self.gains)
 
-    def save_picture(self, path: Path) -> None:
+    def save_picture(self, path: Path | str) -> None:
         """Write the drawing as ``.svg``, or as an ``.html`` page with its words and figures.
 
         Raises:

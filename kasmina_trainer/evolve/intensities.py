@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 
 from kasmina_edge.errors import InputError
@@ -22,8 +23,9 @@ def check_intensity(intensity: Intensities) -> None:
         InputError: One is not.
     """
     if not isinstance(intensity, Mapping):
-        if not 0 <= intensity <= 1:
-            raise InputError(f"intensity {intensity:g}: expected 0 to 1")
+        if not isinstance(intensity, Real) or not 0 <= intensity <= 1:
+            told = f"{intensity:g}" if isinstance(intensity, Real) else repr(intensity)
+            raise InputError(f"intensity {told}: expected 0 to 1")
         return
     for name in intensity:
         if name != REST:

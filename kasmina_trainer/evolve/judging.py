@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from kasmina_edge.contracts.manifest import Acceptance
 from kasmina_edge.errors import InputError
@@ -41,10 +43,11 @@ class Judge:
     predictor: Callable[[SeededNetwork], Predict] | None = None
     measure: Measure | None = None
     profile: str | None = None
+    _host: list[Measured] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __call__(self, network: SeededNetwork) -> tuple[Acceptance, Costs | None]:
         """The verdict, and the price where both files are known."""
-        before, after = self._measured(self.seeds), self._measured(network)
+        before, after = self._before(), self._measured(network)
         costs = None
         if self.profile is not None and before.file is not None and after.file is not None:
             costs = estimate_costs(before.file, after.file, self.profile)
@@ -79,10 +82,11 @@ class Judge:
         return found
 
     def check(self) -> None:
-        """Say now what would only be known after training.
+        """Say now what would only be known after training: the bare host answers every row.
 
         Raises:
-            InputError: A limit on costs without a profile or without files to estimate from.
+            InputError: A limit on costs without a profile or without files to estimate from; or answers that are not
+                one a row.
         """
         limits = self.limits
         asked = {
@@ -97,6 +101,16 @@ class Judge:
                 f"{', '.join(named)} asked for, and no {missing} to judge it by",
                 "Pass profile= and measure=, which gives the model file of a network.",
             )
+        for name, (x, y) in (("clean", self.clean), ("target", self.target)):
+            found = np.shape(self._before().predict(x))
+            if found != y.shape:
+                raise InputError(f"{name}: the host gave answers of shape {found}, expected {y.shape}, one a row")
+
+    def _before(self) -> Measured:
+        """The bare host, measured once for all growths of a run."""
+        if not self._host:
+            self._host.append(self._measured(self.seeds))
+        return self._host[0]
 
     def _measured(self, network: SeededNetwork) -> Measured:
         if self.measure is not None:

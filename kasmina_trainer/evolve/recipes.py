@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from torch import nn
 
@@ -14,11 +14,15 @@ from kasmina_trainer.blueprints.registry import GraftBlueprint, find_blueprint
 from kasmina_trainer.evolve.arms import RETUNE, SHIPPED_AS, Arm, Candidate, name_of, price_of
 from kasmina_trainer.evolve.budget import Allowance
 from kasmina_trainer.seeds.discovery import Example, choose_ports, find_ports
+from kasmina_trainer.training.settings import TrainingSettings
 
 INPUT = "input"
 EARLY = 2
 LORA = "conv-lora"
+SWITCHED = "switched-adapter"
 MOST_RANK = 16
+WIDTHS = {LORA: ("rank", 1), SWITCHED: ("bottleneck", 0)}
+"""The setting that a budget narrows, and the least it may be."""
 CLEAN_PRICE = 3.0  # points of gain that one point of clean loss outweighs in a race; the gate judges for itself
 _INNER = ("layer", "norm", "join")  # places for what belongs to a layer, not for a branch of its own
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -31,19 +35,45 @@ class Part:
     ``input``: before the host. ``early``: the first two places that are no layer's or norm's own. ``layers``: beside
     every layer of maps, series or tokens that it fits. ``norms``: behind every batch norm. ``rest``: wherever it fits
     and nothing stands yet.
+
+    Attributes:
+        blueprint: Name in the library.
+        where: As above.
+        settings: Other ones than its defaults.
+        most: Places that it takes, the first ones.
+        needed: Whether the recipe has no place on a host where this part has none.
     """
 
     blueprint: str
     where: Literal["input", "early", "layers", "norms", "rest"]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    most: int | None = None
+    needed: bool = True
 
 
 RECIPES: Mapping[str, tuple[Part, ...]] = {
     "light": (Part("input-filter", "input"), Part(RETUNE, "norms")),
     "strong": (Part("input-filter", "input"), Part(LORA, "layers"), Part(RETUNE, "norms")),
+    "switched": (
+        Part(SWITCHED, "norms", {"taps": 3}, most=EARLY),
+        Part(SWITCHED, "norms", needed=False),
+    ),
+    "switched-wide": (
+        Part(SWITCHED, "norms", {"taps": 5, "bottleneck": 8}, most=EARLY),
+        Part(SWITCHED, "norms", {"taps": 3, "bottleneck": 8}, most=EARLY, needed=False),
+        Part(SWITCHED, "norms", needed=False),
+    ),
     "filters": (Part("input-filter", "input"), Part("depthwise", "early")),
     "filters-and-norms": (Part("input-filter", "input"), Part("depthwise", "early"), Part(RETUNE, "norms")),
     "depthwise-and-norms": (Part("depthwise", "early"), Part(RETUNE, "norms")),
 }
+RECIPE_SETTINGS: Mapping[str, TrainingSettings] = {
+    "light": TrainingSettings(steps=100, batch=24, learning_rate=4e-2, keep=1.0),
+    "strong": TrainingSettings(steps=150, batch=30, learning_rate=4e-2, keep=0.5),
+    "switched": TrainingSettings(steps=80, batch=24, learning_rate=1.5e-2, keep=2.0),
+    "switched-wide": TrainingSettings(steps=150, batch=22, learning_rate=1e-2, keep=2.0),
+}
+"""How long and how boldly a recipe trains when nothing else is said, where that is not as a single blueprint does."""
 
 
 def sites_for(recipe: str, host: nn.Module, example: Example) -> tuple[str, ...]:
@@ -84,7 +114,7 @@ def named_recipe(name: str, ports: Mapping[str, Port], norms: Collection[str]) -
 
 
 def within(candidate: Candidate, ports: Mapping[str, Port], allowance: Allowance) -> Candidate:
-    """A candidate made to fit a budget: branches with the largest rank that fits, then as many early norms as fit.
+    """A candidate made to fit a budget: branches as wide as fits, then as many early norms as fit.
 
     Args:
         candidate: A recipe, written out.
@@ -97,13 +127,9 @@ def within(candidate: Candidate, ports: Mapping[str, Port], allowance: Allowance
     if allowance.macs is None and allowance.parameters is None:
         return candidate
     options = [candidate]
-    if any(arm.blueprint == LORA for arm in candidate):
-        options = [tuple(_ranked(arm, rank) for arm in candidate) for rank in range(MOST_RANK, 0, -1)]
-    last = options[-1]
-    behind = max((len(arm.sites) for arm in last if arm.blueprint == RETUNE), default=0)
-    for count in range(behind - 1, -1, -1):
-        kept = (replace(arm, sites=arm.sites[:count]) if arm.blueprint == RETUNE else arm for arm in last)
-        options.append(tuple(arm for arm in kept if arm.sites))
+    if any(_narrowest(arm) is not None for arm in candidate):
+        options = [tuple(_as_wide(arm, width) for arm in candidate) for width in range(MOST_RANK, -1, -1)]
+    options += _shorter(options[-1])
     options = [option for option in options if option]
     return next((o for o in options if not allowance.refusal(price_of(o, ports))), options[-1])
 
@@ -129,13 +155,14 @@ def written_out(recipe: Sequence[Part], ports: Mapping[str, Port], norms: Collec
     arms = []
     for part in recipe:
         sites = tuple(name for name in free if _fits(part, name, free[name], norms))
-        if part.where == "early":
-            sites = sites[:EARLY]
-        if not sites:
+        sites = sites[: EARLY if part.where == "early" else part.most]
+        if not sites and part.needed:
             return None
         for site in sites:
             del free[site]
-        arms.append(Arm(part.blueprint, sites))
+        config = find_blueprint(part.blueprint).Config.parse(dict(part.settings)) if part.settings else None
+        if sites:
+            arms.append(Arm(part.blueprint, sites, config))
     return tuple(arms)
 
 
@@ -171,10 +198,32 @@ def combinations(
     return tuple(found.values())
 
 
-def _ranked(arm: Arm, rank: int) -> Arm:
-    if arm.blueprint != LORA:
+def _narrowest(arm: Arm) -> int | None:
+    """Least width of an arm that a budget may narrow; None: it has none, or none was asked for."""
+    if arm.blueprint not in WIDTHS:
+        return None
+    name, least = WIDTHS[arm.blueprint]
+    return least if getattr(arm.config or find_blueprint(arm.blueprint).Config(), name) else None
+
+
+def _as_wide(arm: Arm, width: int) -> Arm:
+    least = _narrowest(arm)
+    if least is None:
         return arm
-    return replace(arm, config=find_blueprint(LORA).Config.parse({"rank": rank}, where=arm.name))
+    kind = find_blueprint(arm.blueprint)
+    told = (arm.config or kind.Config()).model_dump(mode="json") | {WIDTHS[arm.blueprint][0]: max(width, least)}
+    return replace(arm, config=kind.Config.parse(told, where=arm.name))
+
+
+def _shorter(candidate: Candidate) -> list[Candidate]:
+    """The same behind fewer and fewer norms, the last ones left out first."""
+    found = []
+    arms = list(candidate)
+    for at in range(len(arms) - 1, -1, -1):
+        for count in range(len(arms[at].sites) - 1, -1, -1) if arms[at].blueprint in (RETUNE, SWITCHED) else ():
+            arms[at] = replace(arms[at], sites=arms[at].sites[:count])
+            found.append(tuple(arm for arm in arms if arm.sites))
+    return found
 
 
 def _joined(ranked: Sequence[Candidate], count: int, order: Sequence[str]) -> Candidate | None:

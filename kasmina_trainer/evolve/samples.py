@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -9,7 +12,7 @@ from torch import nn
 
 from kasmina_edge.errors import InputError
 from kasmina_trainer.datasets.digits import Samples, image_digests
-from kasmina_trainer.datasets.scenes import HOLDOUT_SHARE, set_aside
+from kasmina_trainer.datasets.scenes import HOLDOUT_SHARE, scene_groups, set_aside
 
 SMALLEST_SOURCE = 20
 _LABEL_THEM = "Label every row, or leave the unlabelled ones out."
@@ -29,9 +32,9 @@ def checked(name: str, samples: Samples, classes: int | None = None) -> Samples:
     """
     if samples[1] is None:
         raise InputError(f"{name}: {len(samples[0])} inputs and no labels", _LABEL_THEM)
-    x, raw = np.asarray(samples[0], dtype=np.float32), np.asarray(samples[1])
-    if len(x) != len(raw):
-        raise InputError(f"{name}: {len(x)} inputs and {len(raw)} labels")
+    x, raw = _inputs(name, samples[0]), _array(f"{name}: labels", samples[1])
+    if raw.ndim == 0 or len(x) != len(raw):
+        raise InputError(f"{name}: {len(x)} inputs and {raw.size if raw.ndim == 0 else len(raw)} labels")
     y = _labels(name, raw)
     wrong = np.flatnonzero((y < 0) | (y >= classes)) if classes is not None else np.flatnonzero(y < 0)
     if len(wrong):
@@ -48,17 +51,32 @@ def checked(name: str, samples: Samples, classes: int | None = None) -> Samples:
 
 
 def held_out(
-    name: str, samples: Samples, holdout: Samples | None, seed: int, classes: int | None = None
+    name: str, samples: Samples, holdout: Samples | None, seed: int, classes: int | None = None, *, least: int = 1
 ) -> tuple[Samples, Samples]:
     """Rows to learn from and rows to judge by, none of them in both.
 
+    Args:
+        name: What they are, for messages.
+        samples: Inputs and labels.
+        holdout: What to judge by; None: a quarter of ``samples``, in whole scenes.
+        seed: Chooses the scenes.
+        classes: As in `checked`.
+        least: Rows that the gate asks for; fewer of its own making are refused here, before anything is trained.
+
     Raises:
-        InputError: As `checked`; a held-out row that is trained on; too few rows; rows of a single class.
+        InputError: As `checked`; a held-out row that is trained on; too few rows; rows of a single class; nothing to
+            judge by.
     """
     x, y = checked(name, samples, classes)
     if holdout is None:
         aside = set_aside(x, share=HOLDOUT_SHARE, seed=seed)
         judged = x[aside], y[aside]
+        if len(x) >= SMALLEST_SOURCE and aside.sum() < max(1, least):
+            raise InputError(
+                f"{name}: {len(x)} rows of {len(np.unique(scene_groups(x)))} scenes, and a quarter in whole scenes is "
+                f"{aside.sum()} rows to judge by; at least {max(1, least)} are needed",
+                f"Capture more scenes, or pass held-out rows (holdout_{'clean' if name == 'train' else name}=).",
+            )
         x, y = x[~aside], y[~aside]
     else:
         judged = checked(f"held-out {name}", holdout, classes)
@@ -67,12 +85,29 @@ def held_out(
             raise InputError(f"{name}: {len(shared)} held-out inputs are trained on as well: the gate would be a leak")
     if len(x) < SMALLEST_SOURCE:
         raise InputError(f"{name}: {len(x)} rows to learn from, at least {SMALLEST_SOURCE} are needed")
+    if not len(judged[0]):
+        raise InputError(f"held-out {name}: 0 rows to judge by, at least 1 is needed")
     if len(np.unique(y)) == 1:
         raise InputError(
             f"{name}: all {len(y)} rows are of class {y[0]}, at least 2 classes are needed",
             "A graft that sees one class learns to answer it always; capture others as well.",
         )
     return (x, y), judged
+
+
+def check_shapes(rows: Mapping[str, Samples]) -> None:
+    """All rows of a run have one shape.
+
+    Args:
+        rows: By name, for messages; the first one is what the others are held against.
+
+    Raises:
+        InputError: They differ; both shapes are named.
+    """
+    (first, (x, _)), *others = rows.items()
+    for name, (other, _) in others:
+        if other.shape[1:] != x.shape[1:]:
+            raise InputError(f"{name}: inputs of shape {other.shape[1:]}, those of {first} are {x.shape[1:]}")
 
 
 def count_classes(host: nn.Module, x: npt.NDArray[np.float32]) -> int:
@@ -87,15 +122,31 @@ def count_classes(host: nn.Module, x: npt.NDArray[np.float32]) -> int:
     """
     parameter = next(host.parameters(), None)
     device = parameter.device if parameter is not None else "cpu"
+    row = _inputs("train", x[:1])
     try:
         with torch.no_grad():
-            answer = host(torch.from_numpy(np.array(x[:1], dtype=np.float32)).to(device))
+            answer = host(torch.from_numpy(np.array(row)).to(device))
     except (RuntimeError, ValueError, IndexError) as exc:
-        raise InputError(f"the host cannot take inputs of shape {x.shape[1:]} ({str(exc).splitlines()[0]})") from exc
+        raise InputError(f"the host cannot take inputs of shape {row.shape[1:]} ({str(exc).splitlines()[0]})") from exc
     if not isinstance(answer, torch.Tensor) or answer.ndim != 2:
         found = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
         raise InputError(f"the host answers {found} to one row, expected logits (1, classes)")
     return int(answer.shape[1])
+
+
+def _inputs(name: str, given: object) -> npt.NDArray[np.float32]:
+    raw = _array(f"{name}: inputs", given)
+    if raw.ndim == 0 or raw.dtype.kind not in "biuf":
+        raise InputError(f"{name}: inputs of type {raw.dtype} and shape {raw.shape}, expected real numbers (N, ...)")
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is told by its row
+        return raw.astype(np.float32, copy=False)
+
+
+def _array(what: str, given: object) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(given)
+    except (ValueError, TypeError, RuntimeError) as exc:  # ragged lists; torch's tensors on a device or in a graph
+        raise InputError(f"{what} are no array ({str(exc).splitlines()[0]})") from exc
 
 
 def _labels(name: str, raw: npt.NDArray[np.generic]) -> npt.NDArray[np.int64]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from kasmina_edge.errors import InputError
 from kasmina_trainer.blueprints.port import Port
 from kasmina_trainer.datasets.digits import Samples
 from kasmina_trainer.datasets.scenes import HOLDOUT_SHARE, set_aside
@@ -30,10 +31,19 @@ class RaceRows:
 
 
 def race_rows(clean: Samples, target: Samples, seed: int, *, target_only: bool) -> RaceRows:
-    """A quarter of the rows to learn from is looked at instead, whole scenes of it."""
+    """A quarter of the rows to learn from is looked at instead, whole scenes of it.
+
+    Raises:
+        InputError: There are too few scenes for that.
+    """
     parts = []
-    for x, y in (clean, target):
+    for name, (x, y) in (("train", clean), ("target", target)):
         aside = set_aside(x, share=HOLDOUT_SHARE, seed=seed + 1)
+        if not aside.any():
+            raise InputError(
+                f"{name}: {len(x)} rows to learn from show too few scenes to set a quarter aside for a race",
+                "Capture more scenes, or grow one blueprint by name, which races nothing.",
+            )
         parts.append(((x[~aside], y[~aside]), (x[aside], y[aside])))
     learn = (parts[1][0],) if target_only else (parts[0][0], parts[1][0])
     return RaceRows(learn, parts[0][1], parts[1][1])

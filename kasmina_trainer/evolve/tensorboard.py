@@ -82,17 +82,31 @@ def scalars(folder: Path, *, wall: Callable[[], float] = time.time) -> Iterator[
     """
     began = wall()
     path = folder / f"events.out.tfevents.{int(began):010d}.kasmina"
-    try:
+    with _told_of(path):
         folder.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as file:
+        file = path.open("ab")
+    try:
+        with _told_of(path):
             file.write(record(b"\x09" + struct.pack("<d", began) + _field(3, b"brain.Event:2")))
+            file.flush()
 
-            def tell(event: Event) -> None:
-                values = {f"{_tag(event.name)}/{k}": float(v) for k, v in event.values.items() if math.isfinite(v)}
-                if values:
+        def tell(event: Event) -> None:
+            values = {f"{_tag(event.name)}/{k}": float(v) for k, v in event.values.items() if math.isfinite(v)}
+            if values:
+                with _told_of(path):
                     file.write(record(scalar_event(wall(), event.step, values)))
 
-            yield tell
+        yield tell
+    finally:
+        with _told_of(path):
+            file.close()
+
+
+@contextmanager
+def _told_of(path: Path) -> Iterator[None]:
+    """What the disk refuses here is told with the file's name; what goes wrong elsewhere in a growth is not."""
+    try:
+        yield
     except OSError as exc:
         raise as_storage_error(exc, path) from exc
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from kasmina_edge.bundle import Bundle
+from kasmina_edge.bundle import Bundle, read_file
 from kasmina_edge.contracts.arrays import pack_arrays
 from kasmina_edge.contracts.manifest import (
     MINIMUM_AGREEMENT,
@@ -29,6 +30,7 @@ from kasmina_edge.engines.tensors import softmax_score
 from kasmina_edge.errors import InputError, KasminaError
 from kasmina_edge.safety.drift import domain_statistics
 from kasmina_trainer.export import documents, flatbuffer, judging, mapping, models, onnx, parity, refusals, tflite
+from kasmina_trainer.export.collector import without_collector
 from kasmina_trainer.export.documents import ModelCard
 from kasmina_trainer.export.judging import Judge, Measured
 from kasmina_trainer.export.layout import AppModule, as_app, float_outputs
@@ -71,7 +73,7 @@ def export_bundle(
     labels: Sequence[str] = (),
     domains: Mapping[str, Array] | None = None,
     probes: tuple[Array, Array] | None = None,
-    parent: Bundle | None = None,
+    parent: Bundle | Path | str | None = None,
     grafts: tuple[Graft, ...] | None = None,
     acceptance: Acceptance | None = None,
     seed: int = 0,
@@ -107,9 +109,10 @@ def export_bundle(
         labels: Class names in the order of the network's answers; without them, the outputs are the app's business.
         domains: Reference frames of every domain the network was accepted on, for the drift statistics.
         probes: Labelled reference probes. A bundle with a parent carries its parent's, byte for byte.
-        parent: The bundle this network grew from: its quantization is kept where that costs little accuracy.
-        grafts: What has grown, for the manifest; None: what `evolve` says of its network, else nothing.
-        acceptance: The measurement that let the graft through; None: as for ``grafts``.
+        parent: The bundle this network grew from, or its file: its quantization is kept where that costs little
+            accuracy.
+        grafts: What has grown, for the manifest; None: what the network itself says.
+        acceptance: The measurement that let the graft through; None: what `evolve` measured.
         seed: Chooses the self-test samples and seeds the drift thresholds.
         release: Release number; None leaves 0, to be given when the bundle is published.
         preprocessing: What the runtime does to a frame before the model; none by default.
@@ -144,8 +147,10 @@ def export_bundle(
             "Pass calibration=x (some hundred frames of every domain) and held_out=(x, y); y may be None.",
         )
     grown: Any = network if hasattr(network, "acceptance") else None  # what `evolve` gives
-    grafts = grafts if grafts is not None else grown.grafts if grown else ()
+    own = getattr(network, "grafts", ()) if isinstance(network, Exportable) else ()
+    grafts = grafts if grafts is not None else tuple(own)
     acceptance = grown.acceptance if acceptance is None and grown else acceptance
+    parent = read_file(Path(parent)) if isinstance(parent, Path | str) else parent
     domains = domains or {}
     frames, truth = np.asarray(held_out[0], np.float32), held_out[1]
     calibration = np.asarray(calibration, np.float32)
@@ -222,6 +227,7 @@ def export_bundle(
     )
 
 
+@without_collector()
 def _quantized_models(
     app: AppModule,
     module: nn.Module,
@@ -258,6 +264,7 @@ def _quantized_models(
     return (first, models.onnx_model(twin, proof)), _story(lite)
 
 
+@without_collector()
 def _float_models(app: AppModule, proof: Proof) -> tuple[Built, ...]:
     data = tflite.export_float_tflite(app, app.app_shape)
     border = flatbuffer.border(flatbuffer.parse(data), floats=True)

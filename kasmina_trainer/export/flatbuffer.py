@@ -118,7 +118,7 @@ def residual_gates(model: Any) -> dict[int, tuple[int, int]]:
             product = behind[0].outputs[0]
         if len(behind) == 1 and behind[0].name == "ADD":
             others = [i for i in behind[0].inputs if i != product]
-            if len(others) == 1:
+            if len(others) == 1 and constant(model, others[0]) is None:
                 found[single[0]] = (others[0], behind[0].outputs[0])
     return found
 

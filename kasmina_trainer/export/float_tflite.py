@@ -13,9 +13,10 @@ from torch import nn
 
 from kasmina_edge.errors import KasminaError
 from kasmina_trainer import quantization
-from kasmina_trainer.export import culprits, flatbuffer, gates
+from kasmina_trainer.export import culprits, differences, flatbuffer, gates
 from kasmina_trainer.export.collector import without_collector
 from kasmina_trainer.export.layout import AppModule, as_app, float_outputs
+from kasmina_trainer.export.lookups import looked_up_once
 from kasmina_trainer.export.silence import quiet
 
 _APP = "module."  # where the app's wrapper holds the network
@@ -70,9 +71,10 @@ def convert(
     app = as_app(module, shape, channels_last=channels_last, output_names=output_names)
     values = gates.gate_values(app)
     ported = gates.Ported(app, tuple(values)).eval() if values else app
-    with quiet(), without_collector():
+    with quiet(), without_collector(), looked_up_once():
         import litert_torch
 
+        differences.teach()
         try:
             edge = litert_torch.convert(ported, (torch.zeros(tuple(shape)), *values.values()))
             data = bytes(edge.model_content())

@@ -103,17 +103,21 @@ def litert_model(
     Raises:
         KasminaError: It answers differently from the float network on too many held-out inputs.
     """
-    answers = parity.litert_outputs(data, proof.held_out)
+    rows = parity.to_rows(proof.frames(), inputs[0])
+    given = parity.litert_raw(data, rows)
+    answers = parity.in_units(outputs, [a[: len(proof.held_out)] for a in given])
     found = proof.judge.parity(answers)
     judging.require(TFLITE_PATH, found, proof.judge.compares, proof.minimum_agreement)
-    asked = _parent_vectors(proof.parent, "litert", inputs[0])
-    quantized = parity.to_rows(proof.frames(), inputs[0])
-    asked = quantized[proof.vectors(data, quantized[: len(proof.held_out)], answers)] if asked is None else asked
-    everything = np.concatenate([asked, quantized])
-    fast = parity.litert_raw(data, everything)
-    slow = parity.litert_raw(data, everything, reference_kernels=True)
-    tolerance = max(_litert_tolerance(a, b) for a, b in zip(fast, slow, strict=True))
-    answered = [a[: len(asked)] for a in slow]
+    known = _parent_vectors(proof.parent, "litert", inputs[0])
+    if known is None:
+        which = proof.vectors(data, rows[: len(proof.held_out)], answers)
+        slow = parity.litert_raw(data, rows, reference_kernels=True)
+        asked, answered = rows[which], [a[which] for a in slow]
+    else:
+        both = np.concatenate([known, rows])
+        given, slow = parity.litert_raw(data, both), parity.litert_raw(data, both, reference_kernels=True)
+        asked, answered = known, [a[: len(known)] for a in slow]
+    tolerance = max(_litert_tolerance(a, b) for a, b in zip(given, slow, strict=True))
     return _built(
         TFLITE_PATH, "litert", data, (inputs, outputs), asked, answered, tolerance, found, sites,
         proof.judge.outputs(answers),
@@ -126,21 +130,25 @@ def onnx_model(made: onnx.OnnxExport, proof: Proof) -> Built:
     Raises:
         KasminaError: It answers differently from the float network on too many held-out inputs.
     """
-    answers = parity.onnx_outputs(made.data, proof.held_out)
+    frames = proof.frames()
+    fast = parity.onnx_outputs(made.data, frames)
+    answers = [a[: len(proof.held_out)] for a in fast]
     found = proof.judge.parity(answers)
     judging.require(ONNX_PATH, found, proof.judge.compares, proof.minimum_agreement)
-    asked = _parent_vectors(proof.parent, "onnxruntime", made.inputs[0])
-    frames = proof.frames()
-    asked = frames[proof.vectors(made.data, proof.held_out, answers)] if asked is None else asked
-    everything = np.concatenate([asked, frames])
-    fast = parity.onnx_outputs(made.data, everything)
-    plain = parity.onnx_outputs(made.data, everything, optimize=False)
+    known = _parent_vectors(proof.parent, "onnxruntime", made.inputs[0])
+    if known is None:
+        which = proof.vectors(made.data, proof.held_out, answers)
+        plain = parity.onnx_outputs(made.data, frames, optimize=False)
+        asked, answered = frames[which], [a[which] for a in plain]
+    else:
+        both = np.concatenate([known, frames])
+        fast, plain = parity.onnx_outputs(made.data, both), parity.onnx_outputs(made.data, both, optimize=False)
+        asked, answered = known, [a[: len(known)] for a in plain]
     steps = onnx.output_steps(made.data)
     tolerance = max(
         max(step, float(np.abs(a - b).max())) * 1.01 if step else _float_tolerance(a, b)
         for a, b, step in zip(plain, fast, steps, strict=True)
     )
-    answered = [a[: len(asked)] for a in plain]
     return _built(
         ONNX_PATH, "onnxruntime", made.data, (made.inputs, made.outputs), asked, answered, float(tolerance), found, {},
         proof.judge.outputs(answers),

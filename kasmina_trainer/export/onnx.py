@@ -26,6 +26,7 @@ from kasmina_trainer.export.correction import correct_onnx, mean_error
 from kasmina_trainer.export.folding import fold_norms
 from kasmina_trainer.export.judging import Judge
 from kasmina_trainer.export.layout import as_app, float_outputs
+from kasmina_trainer.export.lookups import looked_up_once
 from kasmina_trainer.export.onnx_lineage import Lineage, lineage
 from kasmina_trainer.export.packed_weights import PACKED, with_packed_weights
 from kasmina_trainer.export.silence import quiet
@@ -60,7 +61,7 @@ def convert(module: nn.Module, shape: tuple[int, ...], *, channels_last: bool = 
     """
     app = as_app(module, shape, channels_last=channels_last)
     count = len(app.output_names)
-    with quiet(), without_collector():
+    with quiet(), without_collector(), looked_up_once():
         try:
             program = torch.onnx.export(
                 app,

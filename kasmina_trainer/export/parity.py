@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,11 @@ def litert_answers(data: bytes, quantized: Array, *, reference_kernels: bool = F
 def litert_outputs(data: bytes, frames: Array, *, reference_kernels: bool = False) -> tuple[Array, ...]:
     """De-quantized answers of a TFLite file to float inputs, an array an output.  # (N, ...)"""
     inputs, outputs = flatbuffer.border(flatbuffer.parse(data), floats=True)
-    raw = litert_raw(data, to_rows(frames, inputs[0]), reference_kernels=reference_kernels)
+    return in_units(outputs, litert_raw(data, to_rows(frames, inputs[0]), reference_kernels=reference_kernels))
+
+
+def in_units(outputs: Sequence[ModelTensor], raw: Sequence[Array]) -> tuple[Array, ...]:
+    """Raw answers de-quantized as the runtime does it, an array an output.  # (N, ...)"""
     return tuple(
         np.concatenate([OutputConverter(tensor).convert(answer[None]) for answer in answers])
         for tensor, answers in zip(outputs, raw, strict=True)

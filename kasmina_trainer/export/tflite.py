@@ -120,6 +120,8 @@ def export_tflite(
     if parent is not None:
         alignment = align(flatbuffer.parse(parent), free_model)
         inherited = inherited_ranges(flatbuffer.parse(parent), free_model, alignment)
+        # a concatenation's inputs are requantized to its own scale: such a tensor is the quantizer's and has no range
+        inherited = {name: found for name, found in inherited.items() if name in free}
         versions["pinned"] = quantization.pinned(free, inherited, observed)
         for most in quantization.STRAINS:
             for suffix, ranges in (("", free), (", whole range", whole)):

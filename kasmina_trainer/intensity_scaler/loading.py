@@ -41,7 +41,7 @@ _LOCK = threading.Lock()
 
 
 def load_intensities(
-    names: Iterable[str] = (), *, folder: Path | None = None, overrides: Sequence[str] = ()
+    names: Iterable[str] = (), *, folder: Path | str | None = None, overrides: Sequence[str] = ()
 ) -> IntensitySettings:
     """What is configured.
 
@@ -60,6 +60,7 @@ def load_intensities(
             could read the environment), aliases and lists of other files are refused.
     """
     known = tuple(names)
+    folder = None if folder is None else Path(folder)
     folders = [CONF] if folder is None else [folder.absolute(), CONF]
     if folder is not None and not folder.is_dir():
         raise InputError(f"{folder}: no such folder", f"Copy {CONF} and change what you need.")

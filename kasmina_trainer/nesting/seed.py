@@ -188,14 +188,21 @@ class NestedBranch(nn.Module):
     def retire(self, name: str, reason: str, *, record: Record | None = None, at_s: float = 0.0) -> None:
         """Take a child out, with all below it; what the others add stays the same, bit for bit.
 
+        It is one step, whose evidence names what leaves with the child: all of it happens or nothing.
+
         Raises:
-            InputError: There is no such child.
+            InputError: There is no such child here; one further down is retired by its own parent (`nest`).
         """
         child = self.child(name)
-        if isinstance(child.branch, NestedBranch):
-            for below in reversed(child.branch.names):
-                child.branch.retire(below, reason, record=record, at_s=at_s)
-        self._tell(name, child.state, SiteState.REMOVED, reason, {}, record, at_s)
+        if "/" in name:
+            parent = name.rpartition("/")[0]
+            raise InputError(
+                f"seed {self.port.name}: {name} is a child of {self.port.name}/{parent}",
+                f"Call nest({parent!r}).retire.",
+            )
+        below = [place for place, _ in child.branch.walk()] if isinstance(child.branch, NestedBranch) else []
+        told: dict[str, Plain] = {"below": ", ".join(below)} if below else {}
+        self._tell(name, child.state, SiteState.REMOVED, reason, told, record, at_s)
         del self.nested[name]
         self.controller.drop(name)
 

@@ -2,7 +2,8 @@
 
 No decision rests on a difference that is smaller than an estimate's band: latencies whose bands overlap are a tie, and
 a tie is decided by accuracy, then by size, then by the order of the recipes. An estimate whose band is unknown orders
-nothing, but a longest latency is held against the estimate itself: all else would let any network pass.
+nothing, but a longest latency is held against the estimate itself: all else would let any network pass. Where a
+longest latency is asked for, a point that is estimated to keep it goes before every one that nothing is known of.
 """
 
 from __future__ import annotations
@@ -132,6 +133,13 @@ def choose(points: Sequence[Point], goals: Goals) -> Verdict:
     if not left:
         return Verdict(None, _nearest(points, misses), misses, front)
     reasons = [f"{len(left)} of {len(points)} recipes keep the goals on the inputs that recipes are chosen by"]
+    estimated = [i for i in left if points[i].latency_ms is not None]
+    if goals.max_ms is not None and 0 < len(estimated) < len(left):
+        reasons.append(
+            f"of {len(left) - len(estimated)} of them nothing tells the latency, and at most {goals.max_ms:g} ms are "
+            "asked for: those that are estimated to keep that go first"
+        )
+        left = estimated
     bound = min(points[i].slowest_ms for i in left)
     tied = [i for i in left if points[i].fastest_ms <= bound]
     if len(tied) < len(left):

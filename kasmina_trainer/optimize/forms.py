@@ -249,7 +249,7 @@ def segment(steps: Iterable[Step], target: str, given: Collection[str]) -> tuple
 def _fitted(title: str, frames: Array, shape: tuple[int, ...]) -> Array:
     if frames.shape[1:] == shape:
         return frames
-    if len(shape) == 3 and frames.ndim == 4:
+    if len(shape) in (2, 3) and frames.ndim == len(shape) + 1:
         for moved in (np.moveaxis(frames, -1, 1), np.moveaxis(frames, 1, -1)):
             if moved.shape[1:] == shape:
                 return np.ascontiguousarray(moved)

@@ -21,6 +21,7 @@ from kasmina_trainer.optimize.forms import FOLLOWERS, MOVEMENT, Form, Step, segm
 Array = npt.NDArray[Any]
 
 _TURNS: tuple[tuple[int, ...], ...] = ((0, 2, 3, 1), (0, 3, 1, 2))
+_SERIES = (0, 2, 1)
 _PRODUCTS = ("fully_connected", "batch_matmul", "conv_2d", "depthwise_conv_2d", "transpose_conv")
 _KIND_GAIN, _VALUE_GAIN, _CERTAIN, _SURE = 1.0, 4.0, 0.99, 0.9
 
@@ -231,7 +232,14 @@ def _general(kind: str) -> str:
 
 
 def _turn(ours: Form, theirs: Form) -> tuple[int, ...]:
-    """How images lie in the second form against the first, told from shapes that fit one way only; () where alike."""
+    """How images or series lie in the second form against the first, told from shapes that fit one way only.
+
+    () where alike. Of series the inputs are asked: a converter may hold the values between as images of one row.
+    """
+    for a, b in zip(ours.inputs, theirs.inputs, strict=False):
+        own, other = ours.shapes[settled(ours, a)], theirs.shapes[settled(theirs, b)]
+        if len(own) == 3 and own != other and own == _turned(other, _SERIES):
+            return _SERIES
     images = {shape for shape in ours.shapes.values() if len(shape) == 4}
     votes = dict.fromkeys(((), *_TURNS), 0)
     for shape in theirs.shapes.values():
@@ -246,9 +254,18 @@ def _layout(ours: tuple[int, ...], theirs: tuple[int, ...], turn: tuple[int, ...
     """From the second form's shape to the first's; None where they cannot be one tensor."""
     if len(ours) == len(theirs) == 4:
         for t in (turn, (), *_TURNS):
-            if (tuple(theirs[i] for i in t) if t else theirs) == ours:
+            if len(t) != len(_SERIES) and _turned(theirs, t) == ours:
+                return Layout(t, ours)
+    if turn == _SERIES and len(ours) == 3 and len(theirs) in (3, 4):
+        turned: tuple[int, ...] = _SERIES if len(theirs) == 3 else _TURNS[1]
+        for t in (turned, ()):
+            if _squeezed(_turned(theirs, t)) == _squeezed(ours):
                 return Layout(t, ours)
     return Layout((), ours) if ours == theirs or _squeezed(ours) == _squeezed(theirs) else None
+
+
+def _turned(shape: tuple[int, ...], turn: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(shape[i] for i in turn) if len(turn) == len(shape) else shape
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -147,6 +147,8 @@ def _named(module: nn.Module, name: str, seed: int, saved: Checkpoint | None, ca
     from kasmina_trainer.datasets.catalogue import data_set
 
     found = data_set(name)
+    if found.texts is not None:
+        raise InputError(f"data set {name}: a text, and recipes are chosen by inputs with labels", "Take another one.")
     if found.load is None:
         return _digits(module, seed, saved, captures)
     parts = found.load(seed)

@@ -14,6 +14,7 @@ from kasmina_edge.errors import InputError
 from kasmina_trainer.pruning.coupling import Coupling, Slot, canonical_names
 from kasmina_trainer.pruning.following import couple
 from kasmina_trainer.pruning.frames import runs_on
+from kasmina_trainer.seeds import SeededNetwork
 
 Channel = tuple[tuple[str, int, tuple[int, ...]], ...]
 """One channel: the places (tensor, axis, indices) that vanish with it."""
@@ -87,8 +88,13 @@ def read_structure(network: nn.Module, example: torch.Tensor) -> Structure:
     """As `channel_groups`, with what each weight costs.
 
     Raises:
-        InputError: As `channel_groups`, or the network does not run on the example.
+        InputError: As `channel_groups`, the network does not run on the example, or it is a host under its seeds.
     """
+    if isinstance(network, SeededNetwork):
+        raise InputError(
+            "channels of a frozen host cannot go from under its seeds: its digest would change",
+            "Prune host_copy() or module_for_export(), and attach seeds to what is left.",
+        )
     training = [(module, module.training) for module in network.modules()]
     network.eval()
     try:

@@ -15,7 +15,6 @@ from kasmina_trainer.pruning.choosing import Amount, choose_channels
 from kasmina_trainer.pruning.groups import Group, Structure, read_structure
 from kasmina_trainer.pruning.surgery import take_out
 from kasmina_trainer.pruning.taylor import fisher_scores
-from kasmina_trainer.seeds import SeededNetwork
 
 Scores = Mapping[str, torch.Tensor]
 
@@ -85,7 +84,7 @@ class _Channels(Strategy):
 
     def take(self, network: nn.Module, scores: Scores, amount: Amount | float, frames: torch.Tensor) -> Cut:
         """As `Strategy.take`; a plain number is a share of the multiply-accumulates."""
-        structure = _structure(network, frames)
+        structure = read_structure(network, frames)
         amount = amount if isinstance(amount, Amount) else Amount(amount)
         missing = [group.name for group in structure.groups if group.name not in scores]
         if missing:
@@ -115,7 +114,7 @@ class Taylor(_Channels):
 
     def scores(self, network: nn.Module, frames: torch.Tensor, labels: torch.Tensor | None = None) -> Scores:
         """Squared units of the loss, comparable over the whole network."""
-        return fisher_scores(network, _structure(network, frames).groups, frames, seed=self._seed)
+        return fisher_scores(network, read_structure(network, frames).groups, frames, seed=self._seed)
 
 
 class GroupNorm(_Channels):
@@ -131,7 +130,7 @@ class GroupNorm(_Channels):
         """1 is the mean of a group."""
         tensors = dict(network.named_parameters())
         found = {}
-        for group in _structure(network, frames).groups:
+        for group in read_structure(network, frames).groups:
             squares = torch.zeros(len(group))
             for number, (tensor, axis, _) in enumerate(group.channels[0]):
                 if (tensor, axis) in group.reading:
@@ -155,12 +154,3 @@ def _macs_of_one(structure: Structure, group: Group) -> float:
             shape = structure.sizes[tensor]
             total += structure.work[tensor] * math.prod(shape) / shape[axis] * count
     return total
-
-
-def _structure(network: nn.Module, frames: torch.Tensor) -> Structure:
-    if isinstance(network, SeededNetwork):
-        raise InputError(
-            "channels of a frozen host cannot go from under its seeds: its digest would change",
-            "Prune host_copy() or module_for_export(), and attach seeds to what is left.",
-        )
-    return read_structure(network, frames)

@@ -32,6 +32,8 @@ _SMALLEST_SCALE = 2.0**-24
 _STEPS = 255
 _LOW, _HIGH = -128, 127
 _BINS = 2048
+_BLOCK_BYTES = 8 << 20
+_KEPT_BYTES = 256 << 20
 _SHRINKS = tuple(1.0 - 0.05 * i for i in range(11))
 
 
@@ -76,17 +78,25 @@ def observe(passes: Callable[[], Iterator[Mapping[str, Array]]]) -> dict[str, Ob
     """Distribution of every tensor over the calibration frames.
 
     Args:
-        passes: Called twice; gives the tensors of every frame by name, e.g. ``lambda: watch(model, frames, names)``.
+        passes: Gives the tensors of every frame by name, e.g. ``lambda: watch(model, frames, names)``; called again
+            where they are too many to be kept.
 
     Raises:
         KasminaError: A tensor held a value that is not finite.
     """
     low: dict[str, float] = {}
     high: dict[str, float] = {}
-    for values in passes():
+    kept: list[dict[str, Array]] | None = []
+    kept_bytes = 0
+    for values in _blocks(passes()):
         for name, value in values.items():
             low[name] = float(np.minimum(low.get(name, math.inf), value.min()))  # unlike min, it keeps a NaN
             high[name] = float(np.maximum(high.get(name, -math.inf), value.max()))
+            kept_bytes += value.nbytes
+        if kept is not None:
+            kept.append(values)
+        if kept_bytes > _KEPT_BYTES:
+            kept = None
     for name in low:
         if not (math.isfinite(low[name]) and math.isfinite(high[name])):
             raise KasminaError(
@@ -94,12 +104,30 @@ def observe(passes: Callable[[], Iterator[Mapping[str, Array]]]) -> dict[str, Ob
                 "Look for a diverged training run or frames that hold NaN.",
             )
     counts = {name: np.zeros(_BINS, np.int64) for name in low}
-    for values in passes():
+    for values in _blocks(passes()) if kept is None else kept:
         for name, value in values.items():
             width = high[name] - low[name]
-            places = (value.ravel() - low[name]) * (_BINS / width if width > _SMALLEST_SCALE else 0.0)
-            counts[name] += np.bincount(np.minimum(places.astype(np.int64), _BINS - 1), minlength=_BINS)
+            places = value - low[name]
+            places *= _BINS / width if width > _SMALLEST_SCALE else 0.0
+            rows = places.astype(np.intp)
+            np.minimum(rows, _BINS - 1, out=rows)
+            counts[name] += np.bincount(rows, minlength=_BINS)
     return {name: Observed(low[name], high[name], n / n.sum()) for name, n in counts.items()}
+
+
+def _blocks(frames: Iterator[Mapping[str, Array]]) -> Iterator[dict[str, Array]]:
+    """Several frames' values at a time, each tensor's in one row: numpy is asked less often."""
+    held: dict[str, list[Array]] = {}
+    held_bytes = 0
+    for values in frames:
+        for name, value in values.items():
+            held.setdefault(name, []).append(value.ravel())
+            held_bytes += value.nbytes
+        if held_bytes >= _BLOCK_BYTES:
+            yield {name: np.concatenate(rows) for name, rows in held.items()}
+            held, held_bytes = {}, 0
+    if held:
+        yield {name: np.concatenate(rows) for name, rows in held.items()}
 
 
 def free_ranges(

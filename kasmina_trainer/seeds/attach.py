@@ -15,6 +15,7 @@ from torch import nn
 
 from kasmina_edge.errors import InputError
 from kasmina_trainer.blueprints.port import SPELLED, Port
+from kasmina_trainer.seeds.admission import check_host, check_runs, frozen_copy
 from kasmina_trainer.seeds.discovery import (
     Value,
     as_arguments,
@@ -25,7 +26,7 @@ from kasmina_trainer.seeds.discovery import (
     port_of_module,
     read_modules,
 )
-from kasmina_trainer.seeds.integrity import freeze, outputs_equal
+from kasmina_trainer.seeds.integrity import outputs_equal
 from kasmina_trainer.seeds.lifecycle import Record
 from kasmina_trainer.seeds.network import SeededNetwork
 
@@ -46,9 +47,9 @@ def attach_seeds(
 
     Args:
         host: Any module; copied and frozen.
-        sites: Names. ``"auto"`` takes the host's own ``seed_sites``, or else `choose_ports`.
-        example: One input batch, or a tuple of one for each argument; may be left out where the host has an
-            ``input_shape``.
+        sites: Names, or one name. ``"auto"`` takes the host's own ``seed_sites``, or else `choose_ports`.
+        example: One input batch as ``forward`` takes it, or a tuple of one for each argument; may be left out where the
+            host has an ``input_shape``.
         contexts: For blueprints that attend to a second value: name of that value by site.
         clock: As in `SeededNetwork`.
         record: As in `SeededNetwork`.
@@ -58,14 +59,16 @@ def attach_seeds(
             branch could be added to, or is inside a layer that may run fused; no example, or one that is no tensor;
             the host is TorchScript or not float32, or does not answer alike with sites in it.
     """
-    _check_host(host)
+    check_host(host)
     given = _example(host, example)
-    frozen = freeze(host)
+    frozen = frozen_copy(host)
     args = as_arguments(given, frozen)
+    check_runs(frozen, args)
+    named = (sites,) if isinstance(sites, str) and sites != "auto" else sites
     declared = getattr(host, "seed_sites", None)
     found = {port.name: port for port in find_ports(frozen, args)}
-    if sites != "auto" or declared:
-        ports = _named(frozen, tuple(declared if sites == "auto" and declared else sites), found, args)
+    if named != "auto" or declared:
+        ports = _named(frozen, tuple(declared if named == "auto" and declared else named), found, args)
     else:
         ports = {port.name: _plain(port) for port in choose_ports(tuple(found.values()))}
     if not ports:
@@ -73,21 +76,6 @@ def attach_seeds(
     for site, source in (contexts or {}).items():
         ports[site] = replace(ports[site], context=_context(site, source, ports, found))
     return _placed(frozen, ports, args, dict(contexts or {}), clock, record)
-
-
-def _check_host(host: nn.Module) -> None:
-    name = type(host).__name__
-    if isinstance(host, torch.jit.ScriptModule):
-        raise InputError(
-            f"{name} is TorchScript: no seed can be put into compiled code", "Pass the module it was compiled from."
-        )
-    for path, parameter in host.named_parameters():
-        if parameter.is_floating_point() and parameter.dtype != torch.float32:
-            got = str(parameter.dtype).removeprefix("torch.")
-            raise InputError(
-                f"{path} of {name} is {got}: expected float32, which branches are trained and exported in",
-                "Pass host.float(), and put the precision down on export.",
-            )
 
 
 def _example(
@@ -136,7 +124,7 @@ def _module_port(name: str, module: nn.Module, seen: Sequence[Value]) -> Port:
     if len(seen) != 1:
         raise InputError(f"site {name}: expected one value a pass, got {len(seen) or 'none'}", "It must run once.")
     if seen[0].shape is None:
-        raise InputError(f"site {name}: expected one of {spelled} in floating point, got {seen[0].reason}")
+        raise InputError(f"site {name}: expected one of {spelled} in float32, got {seen[0].reason}")
     port = port_of_module(name, module, seen[0])
     if port is None:
         raise InputError(f"site {name}: expected one of {spelled}, got {seen[0].shape} with the channels last")

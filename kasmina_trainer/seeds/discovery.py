@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from kasmina_edge.errors import InputError
 from kasmina_trainer.blueprints.port import Layout, Port, Shape
-from kasmina_trainer.seeds.integrity import freeze
+from kasmina_trainer.seeds.admission import check_runs, frozen_copy
 from kasmina_trainer.seeds.layouts import Axis, axes_of, axis_of_module, layer_of, layout_of
 from kasmina_trainer.seeds.tracing import INPUT, Flow, is_activation, trace
 
@@ -59,8 +59,9 @@ def find_ports(model: nn.Module, example: Example) -> tuple[FoundPort, ...]:
             modules' outputs alone.
         example: One batch, or one for each argument.
     """
-    host = freeze(model)
+    host = frozen_copy(model)
     args = as_arguments(example, host)
+    check_runs(host, args)
     flow = trace(host)
     shapes = None if flow is None else _shapes(host, flow, args)
     if flow is None or shapes is None:
@@ -95,7 +96,7 @@ def as_arguments(example: Example, model: nn.Module) -> tuple[torch.Tensor, ...]
     """An example as the arguments of ``forward``, on the model's device.
 
     Raises:
-        InputError: It is neither a tensor nor a tuple of tensors.
+        InputError: It is neither a tensor nor a tuple of tensors, or holds no row.
     """
     given = example if isinstance(example, tuple) else (example,)
     wrong = next((x for x in given if not isinstance(x, torch.Tensor)), None)
@@ -104,6 +105,10 @@ def as_arguments(example: Example, model: nn.Module) -> tuple[torch.Tensor, ...]
         raise InputError(
             f"example: expected a tensor or a tuple of tensors, got {held}",
             "Pass one batch, or a tuple of one for each argument; wrap a host that takes anything else.",
+        )
+    if any(x.ndim == 0 or len(x) == 0 for x in given):
+        raise InputError(
+            f"example: expected batches of 1 row or more, got shapes {', '.join(str(tuple(x.shape)) for x in given)}"
         )
     parameter = next(model.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
@@ -222,7 +227,7 @@ class _Watch(fx.Interpreter):  # type: ignore[misc]
     def run_node(self, n: Any) -> Any:
         """One step of the flow."""
         value = super().run_node(n)
-        if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() and len(value) == self.rows:
+        if isinstance(value, torch.Tensor) and value.dtype is torch.float32 and value.dim() and len(value) == self.rows:
             self.shapes[n] = tuple(value.shape[1:])
         return value
 
@@ -241,7 +246,7 @@ def _shapes(host: nn.Module, flow: Flow, args: Sequence[torch.Tensor]) -> dict[A
 def _value(output: Any, source: torch.Tensor | None, axis: Axis | None) -> Value:
     if not isinstance(output, torch.Tensor):
         return Value(None, f"a {type(output).__name__}")
-    if not output.is_floating_point():
+    if output.dtype is not torch.float32:
         return Value(None, str(output.dtype).removeprefix("torch."))
     shape = tuple(output.shape[1:])
     if not 1 <= len(shape) <= 3 or min(shape) < 1:

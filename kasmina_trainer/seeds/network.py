@@ -16,6 +16,7 @@ from kasmina_edge.errors import InputError
 from kasmina_trainer.blueprints.config import BlueprintConfig
 from kasmina_trainer.blueprints.port import Port, Shape
 from kasmina_trainer.blueprints.registry import GraftBlueprint, find_blueprint
+from kasmina_trainer.seeds.around import Around
 from kasmina_trainer.seeds.growth import Growth, check_intensity, check_seed, figures_of, row_at, settings_of
 from kasmina_trainer.seeds.integrity import freeze, hash_state
 from kasmina_trainer.seeds.lifecycle import LifeCycle, Plain, Record, SiteState
@@ -25,7 +26,7 @@ from kasmina_trainer.seeds.report import SeedReport
 from kasmina_trainer.seeds.site import SeedSite
 
 
-class SeededNetwork(nn.Module):
+class SeededNetwork(Around):
     """A frozen host with seed sites; runs as the host does until something grows.
 
     Args:
@@ -110,10 +111,6 @@ class SeededNetwork(nn.Module):
     def merged(self) -> tuple[Graft, ...]:
         """Retunes that are inside the host."""
         return self._merged
-
-    def forward(self, *inputs: Any, **named: Any) -> Any:
-        """What the host answers, with everything that has grown."""
-        return self._modules["body"](*inputs, **named)  # type: ignore[misc]  # `self.body` takes a microsecond longer
 
     def train(self, mode: bool = True) -> SeededNetwork:
         """Training mode for the branches alone; the host's normalisation always stays in evaluation mode."""

@@ -30,7 +30,7 @@ FITS = {
     "no-op": 8, "depthwise": 6, "adapter": 8, "low-rank-residual": 8, "residual-mlp": 8, "se": 6, "pointwise": 4,
     "conv-lora": 6, "channel-affine": 8, "input-filter": 2, "mini-attention": 5, "cross-attention": 2, "glu": 8,
     "sparse-activation": 8, "denoising-ae": 6, "sliding-conv": 3, "latent-align": 1, "quant-adapter": 8,
-    "fail-safe-gate": 8,
+    "fail-safe-gate": 8, "switched-adapter": 8,
 }  # fmt: skip
 OTHER_SETTINGS = {
     "depthwise": {"taps": 3, "filters": 2},
@@ -48,6 +48,7 @@ OTHER_SETTINGS = {
     "sliding-conv": {"hidden": 3, "taps": 3, "depth": 3},
     "quant-adapter": {"low": -1.0, "high": 3.0},
     "fail-safe-gate": {"guards": "glu", "settings": {"hidden": 3}, "shut": 2.0},
+    "switched-adapter": {"taps": 3, "bottleneck": 3},
 }
 
 

@@ -186,7 +186,7 @@ def test_a_lock_is_held_by_one_or_shared_by_readers(data: Path) -> None:
     path = data / "lock"
     with hold_lock(path):
         for shared in (False, True):
-            with pytest.raises(LockedError, match=r"lock: another process holds this lock$"):
+            with pytest.raises(LockedError, match=r"(?m)lock: another process holds this lock$"):
                 open_lock(path, shared=shared)
     with (
         hold_lock(path, shared=True),

@@ -35,6 +35,7 @@ from kasmina_edge.errors import KasminaError
 from kasmina_edge.slots import RECORD_FILES, Slot, SlotStore
 from kasmina_edge.storage import remove_tree, use_disk
 
+pytestmark = pytest.mark.untraced
 LOST: tuple[Lose, ...] = ("everything", "contents", "some")
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from worlds import exports
+from worlds.sharing import made_once
 
 from kasmina_edge.bundle import Bundle
 from kasmina_trainer.datasets.corruptions import blur
@@ -29,9 +30,11 @@ def parts() -> DigitSplits:
 
 
 @pytest.fixture(scope="session")
-def trained_host(parts: DigitSplits) -> nn.Module:
+def trained_host(parts: DigitSplits, tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
     """A host trained for a quarter of the usual time; never edited."""
-    return train_host(parts.host, seed=SEED, settings=replace(HOST_SETTINGS, steps=90))
+    settings = replace(HOST_SETTINGS, steps=90)
+    own = tmp_path_factory.getbasetemp()
+    return made_once(own, "trained-host", lambda: train_host(parts.host, seed=SEED, settings=settings))
 
 
 @pytest.fixture
@@ -82,13 +85,16 @@ def grafted(trained_host: nn.Module, parts: DigitSplits) -> SeededNetwork:
 
 
 @pytest.fixture(scope="session")
-def host(host_network: SeededNetwork, parts: DigitSplits) -> Bundle:
+def host(host_network: SeededNetwork, parts: DigitSplits, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """digits 1.0.0."""
-    return exports.host_bundle(host_network, parts)
+    own = tmp_path_factory.getbasetemp()
+    return made_once(own, "digits-host", lambda: exports.host_bundle(host_network, parts))
 
 
 @pytest.fixture(scope="session")
-def graft_with_versions(grafted: SeededNetwork, parts: DigitSplits, host: Bundle) -> tuple[Bundle, tflite.TfliteExport]:
+def graft_with_versions(
+    grafted: SeededNetwork, parts: DigitSplits, host: Bundle, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Bundle, tflite.TfliteExport]:
     """digits 1.1.0, grown on it, and the quantized versions that were weighed for it."""
     made: list[tflite.TfliteExport] = []
     real = tflite.export_tflite
@@ -97,9 +103,12 @@ def graft_with_versions(grafted: SeededNetwork, parts: DigitSplits, host: Bundle
         made.append(real(*args, **options))
         return made[-1]
 
-    with mock.patch.object(tflite, "export_tflite", watched):
-        bundle = exports.graft_bundle(grafted, parts, host)
-    return bundle, made[0]
+    def make() -> tuple[Bundle, tflite.TfliteExport]:
+        with mock.patch.object(tflite, "export_tflite", watched):
+            bundle = exports.graft_bundle(grafted, parts, host)
+        return bundle, made[0]
+
+    return made_once(tmp_path_factory.getbasetemp(), "digits-graft", make)
 
 
 @pytest.fixture(scope="session")

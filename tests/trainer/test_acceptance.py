@@ -105,3 +105,22 @@ def test_malformed_measurements_are_refused():
         judge(rows(1, 2), rows(1, 2), rows(0, 0), rows(0, 0))
     with pytest.raises(InputError, match="paired"):
         judge(rows(1, 2), rows(1, 3), rows(1, 2), rows(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"maximum_clean_loss": float("nan")}, "maximum_clean_loss nan"),
+        ({"minimum_gain": float("nan")}, "minimum_gain nan"),
+        ({"maximum_class_loss": 2.0}, "maximum_class_loss 2.0, expected -1 to 1"),
+        ({"maximum_latency_ms": float("nan")}, "maximum_latency_ms nan"),
+        ({"maximum_energy_uj": -1.0}, "maximum_energy_uj -1.0, expected 0 or more"),
+        ({"confidence": 1.5}, "confidence 1.5, expected 0.5 to 1"),
+        ({"confidence": 0.05}, "confidence 0.05"),
+        ({"resamples": 0}, "resamples 0, expected 1 or more"),
+        ({"minimum_samples": -1}, "minimum_samples -1"),
+    ],
+)
+def test_a_limit_that_lets_everything_through_is_refused(limits: dict[str, float], message: str):
+    with pytest.raises(InputError, match=message):
+        AcceptanceLimits(**limits)  # type: ignore[arg-type]

@@ -276,7 +276,10 @@ def test_the_cache_is_where_the_variable_says(tmp_path: Path, monkeypatch: pytes
 def test_every_data_set_says_licence_and_source() -> None:
     assert len({d.name for d in DATA_SETS}) == len(DATA_SETS) >= 4
     for found in DATA_SETS:
-        assert found.licence and found.source and found.labels and len(found.shape) == 3
+        assert found.licence and found.source and found.labels and found.units
+        assert found.kind != "images" or len(found.shape) == 3
+        assert (found.texts is not None) == (found.kind == "text")
+        assert found.load is not None or found.texts is not None or found.name == "digits"
 
 
 @pytest.mark.slow

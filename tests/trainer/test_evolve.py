@@ -15,6 +15,7 @@ from torch import nn
 import kasmina_trainer as kt
 from kasmina_edge.contracts.arrays import pack_members, unpack_members
 from kasmina_edge.errors import BundleError, InputError, StorageError
+from kasmina_trainer.acceptance import AcceptanceLimits
 from kasmina_trainer.checkpoints import load_checkpoint, save_host, save_network
 from kasmina_trainer.datasets.digits import DigitSplits, Samples, require_disjoint
 from kasmina_trainer.evolve import GRAFT_SETTINGS, GrownNetwork, evolve
@@ -151,6 +152,7 @@ def test_its_own_split_keeps_repeats_of_a_scene_on_one_side(trained_host: nn.Mod
         settings=TINY,
         rival=False,
         predictor=predictor,
+        limits=AcceptanceLimits(minimum_samples=45),
     )
     judged = asked[-1].reshape(len(asked[-1]), -1)
     nearest = np.abs(judged[:, None] - scenes.x.reshape(60, -1)[None]).mean(2).argmin(1)

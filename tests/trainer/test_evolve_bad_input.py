@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,15 @@ def with_value(y: np.ndarray, row: int, value: Any, kind: Any) -> np.ndarray:
     y = y.astype(kind)
     y[row] = value
     return y
+
+
+def reshaped(samples: Samples, shape: tuple[int, ...]) -> Samples:
+    rng = np.random.default_rng(5)
+    return rng.uniform(0, 1, (len(samples[0]), *shape)).astype(np.float32), samples[1]
+
+
+def same_scene(samples: Samples) -> Samples:
+    return np.repeat(samples[0][:1], len(samples[0]), axis=0), samples[1]
 
 
 CASES: dict[str, tuple[dict[str, Any], str, str]] = {
@@ -78,7 +88,47 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
         {"train": (np.zeros((40, 3, 8, 8), np.float32), CLEAN[1][:40])}, "the host cannot take inputs of shape", "",
     ),
     "too few rows": ({"target": (TARGET[0][:9], TARGET[1][:9])}, "target: 9 rows to learn from, at least 20", ""),
+    "rows of another size": (
+        {"target": reshaped(TARGET, (1, 12, 12))},
+        r"target: inputs of shape \(1, 12, 12\), those of train are \(1, 8, 8\)", "",
+    ),
+    "held-out rows of another size": (
+        {"holdout_target": reshaped(TARGET, (2, 8, 8))}, r"held-out target: inputs of shape \(2, 8, 8\), those", "",
+    ),
+    "nothing to judge by": ({"holdout_target": (TARGET[0][:0], TARGET[1][:0])}, "held-out target: 0 rows", ""),
+    "one scene": (
+        {"target": same_scene(TARGET), "holdout_target": None}, "target: 90 rows of 1 scenes, and a quarter", "Capture",
+    ),
+    "one scene to race on": (
+        {"train": same_scene(CLEAN), "blueprint": [Arm("se", ("s1",)), Arm("adapter", ("s1",))]},
+        "train: 90 rows to learn from show too few scenes", "by name",
+    ),
+    "words as inputs": ({"target": (TARGET[0].astype(str), TARGET[1])}, "target: inputs of type", ""),
+    "ragged inputs": ({"target": ([[1.0], [1.0, 2.0]], [0, 1])}, "target: inputs are no array", ""),
+    "one label for all": ({"target": (TARGET[0], 1)}, "target: 90 inputs and 1 labels", ""),
+    "a seed below 0": ({"seed": -1}, "seed -1: expected a whole number from 0", ""),
+    "a seed of 70 bits": ({"seed": 2**70}, r"seed \d+: expected a whole number from 0", ""),
+    "no steps": ({"settings": replace(small_growth.QUICK, steps=0)}, "settings: steps 0, expected", ""),
+    "a rate below 0": (
+        {"settings": replace(small_growth.QUICK, learning_rate=-1.0)}, "settings: learning rate -1, expected", "",
+    ),
+    "a rate that is none": (
+        {"settings": replace(small_growth.QUICK, learning_rate=np.nan)}, "settings: learning rate nan, expected", "",
+    ),
+    "smoothing above 1": (
+        {"settings": replace(small_growth.QUICK, label_smoothing=2.0)}, "settings: label_smoothing 2, expected", "",
+    ),
+    "a tuple of no arms": ({"blueprint": [()]}, "no arm was named", "auto"),
+    "no arms at all": ({"blueprint": [3]}, r"blueprint \[3\]: expected a name, or a list of arms", ""),
+    "a plain number as budget": ({"budget": 5}, "budget 5: expected Minutes, Macs or Parameters", ""),
+    "a policy that chooses none": (
+        {"blueprint": "auto", "choose": lambda arms, telemetry, budget: []}, "the policy chose none of", "by name",
+    ),
+    "answers of another number": (
+        {"predictor": lambda network: lambda x: np.zeros(3)}, r"clean: the host gave answers of shape \(3,\)", "",
+    ),
     "intensity": ({"intensity": 1.5}, "intensity 1.5: expected 0 to 1", ""),
+    "intensity in words": ({"intensity": "high"}, "intensity 'high': expected 0 to 1", ""),
     "unknown rival": ({"rival": ("lora",)}, "no rival is called 'lora'", "lora-only"),
 }  # fmt: skip
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,11 @@ import torch
 from worlds import small_growth
 from worlds.disks import PowerCut, PowerDisk
 
-from kasmina_edge.errors import InputError, LockedError
+from kasmina_edge.contracts.arrays import pack_arrays, pack_members, unpack_arrays, unpack_members
+from kasmina_edge.errors import InputError, LockedError, StorageError
 from kasmina_edge.storage import hold_lock, use_disk
 from kasmina_trainer.evolve import GrownNetwork, evolve
-from kasmina_trainer.evolve.journal import RUNNING_FILE, Journal
+from kasmina_trainer.evolve.journal import RUNNING_FILE, Journal, discard_run
 from kasmina_trainer.seeds import attach_seeds, hash_state
 from kasmina_trainer.training import TrainingRun
 
@@ -140,9 +143,88 @@ def test_a_damaged_file_is_named(tmp_path: Path):
     assert digest(grow(tmp_path, resume=True)) == digest(grow(None))
 
 
-def test_two_processes_do_not_share_a_run(tmp_path: Path):
-    with hold_lock(tmp_path / "run.lock"), pytest.raises(LockedError):
-        grow(tmp_path)
+@pytest.mark.parametrize("replace_run", [False, True])
+def test_two_processes_do_not_share_a_run(tmp_path: Path, replace_run: bool):
+    grow(tmp_path)
+    before = sorted(p.name for p in tmp_path.iterdir())
+    with hold_lock(tmp_path / "run.lock"):
+        with pytest.raises(LockedError):
+            grow(tmp_path, replace_run=replace_run)
+        discard_run(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+    discard_run(tmp_path)
+    assert not tmp_path.exists()
+
+
+def test_a_new_run_takes_the_place_of_an_old_one_only_when_it_can_begin(tmp_path: Path):
+    grow(tmp_path)
+    before = sorted(p.name for p in tmp_path.iterdir())
+    with pytest.raises(InputError, match="no seed site"):
+        grow(tmp_path, replace_run=True, sites=("s9",))
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+    note = tmp_path / "note.txt"
+    note.write_text("somebody's own")
+    assert digest(grow(tmp_path, replace_run=True, seed=1)) == digest(grow(None, seed=1))
+    assert note.exists() and sorted(p.name for p in tmp_path.iterdir()) != before
+
+
+def changed(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], tuple[Any, dict[str, Any]]]) -> None:
+    """Another note and other arrays, whole as a file."""
+    members = unpack_members(path.read_bytes(), where="", max_bytes=2**30)
+    arrays = dict(unpack_arrays(members["arrays"], where=""))
+    note, arrays = change(json.loads(members["note.json"]), arrays)
+    path.write_bytes(pack_members({"note.json": json.dumps(note).encode(), "arrays": pack_arrays(arrays)}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda note, arrays: ({}, arrays), "damaged, or not written"),
+        (lambda note, arrays: ([], arrays), "damaged, or not written"),
+        (lambda note, arrays: ({**note, "run": {"seconds": 1}}, arrays), "damaged, or not written"),
+        (lambda note, arrays: ({**note, "run": {**note["run"], "seconds": "x"}}, arrays), "damaged, or not written"),
+        (lambda note, arrays: (note, dict(list(arrays.items())[1:])), "tensors, other ones than the"),
+        (lambda note, arrays: (note, {name: np.zeros(3) for name in arrays}), "tensors, other ones than the"),
+    ],
+)
+def test_a_whole_file_of_another_program_is_named(tmp_path: Path, change: Any, message: str):
+    grow(tmp_path)
+    path = sorted(tmp_path.glob("result-*"))[0]
+    changed(path, change)
+    with pytest.raises(InputError, match=message) as caught:
+        grow(tmp_path, resume=True)
+    assert path.name in caught.value.message and "Remove it" in caught.value.next_step
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda note, arrays: ({**note, "step": 12}, arrays),
+        lambda note, arrays: ({**note, "step": 0}, arrays),
+        lambda note, arrays: (note, {name: a for name, a in arrays.items() if name != "generator"}),
+        lambda note, arrays: ({"key": note["key"]}, arrays),
+    ],
+)
+def test_a_checkpoint_that_is_no_middle_is_named(tmp_path: Path, change: Any):
+    def stop(event: Any) -> None:
+        if event.kind == "step" and event.step == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        grow(tmp_path, on_event=stop)
+    changed(tmp_path / RUNNING_FILE, change)
+    with pytest.raises(InputError, match=RUNNING_FILE) as caught:
+        grow(tmp_path, resume=True)
+    assert "Remove it" in caught.value.next_step
+
+
+@pytest.mark.parametrize("name", ["plan.json", "result-x.kasmina-run", RUNNING_FILE])
+def test_a_folder_in_the_place_of_a_file_is_told(tmp_path: Path, name: str):
+    grow(tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).mkdir()
+    with pytest.raises(StorageError, match=name):
+        grow(tmp_path, resume=True)
 
 
 def test_time_that_was_spent_stays_spent(tmp_path: Path):
@@ -153,4 +235,4 @@ def test_time_that_was_spent_stays_spent(tmp_path: Path):
     assert again.spent_s == 42.0
     found = again.finished("a")
     assert found is not None and found[0] == TrainingRun(3, 3, 0.5, 40.0)
-    assert again.finished("c") is None and again.unfinished("a") is None
+    assert again.finished("c") is None and again.unfinished("a", before=9) is None

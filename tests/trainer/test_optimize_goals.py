@@ -53,6 +53,19 @@ def test_what_cannot_be_estimated_at_all_is_told_apart() -> None:
     assert not any("not proven" in reason for reason in choose([point("a", band=None)], Goals()).reasons)
 
 
+@given(SHORT, st.none() | st.floats(0.0, 0.9))
+def test_where_time_is_short_an_estimate_goes_before_none(ms: float, band: float | None) -> None:
+    unknown = replace(point("unknown", ms=None, band=None), loss=Loss(0.0, -0.1, 0.1, 500), size_bytes=1)
+    known = replace(point("known", ms=ms, band=band), loss=Loss(0.4, 0.3, 0.5, 500), size_bytes=9)
+    for points, first in (([unknown, known], 1), ([known, unknown], 0)):
+        found = choose(points, Goals(max_loss=0.5, max_ms=2))
+        assert found.index == first, "although it loses more and is larger"
+        assert "of 1 of them nothing tells the latency, and at most 2 ms are asked for" in found.reasons[1]
+    assert choose([unknown, known], Goals(max_loss=0.5)).index == 0, "nobody asked for a latency"
+    slow = replace(known, latency_ms=90.0, band=0.1)
+    assert choose([unknown, slow], Goals(max_ms=2)).index == 0, "what misses the limit goes before nothing"
+
+
 # --- fresh inputs
 
 

@@ -352,3 +352,19 @@ def test_weights_leave_biases_out_and_end_with_the_gate() -> None:
     assert layers is not None and layers[-1].tolist() == [0.25]
     assert len(layers) - 1 == sum(p.ndim > 1 for p in network.graft_parameters())
     assert branch_weights(network.site("s2")) is None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_weights_that_are_no_numbers_measure_nothing_and_break_no_record(value: float) -> None:
+    network, site = network_with("s1", "s2"), "s1"
+    with SeedCollector(network, every=1) as collector:
+        network(BATCH)
+        sound = {row.site: row for row in collector.record().seeds or ()}
+        with torch.no_grad():
+            for parameter in network.graft_parameters(site):
+                parameter.fill_(value)
+        network(BATCH)
+        record = collector.record()
+    assert TelemetryRecord.from_bytes(record.to_bytes()) == record
+    spoiled = {row.site: row for row in record.seeds or ()}
+    assert sound[site].weights_l1 and not spoiled[site].is_measured("weights_l1")

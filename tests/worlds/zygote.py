@@ -60,6 +60,7 @@ class Zygote:
     def __init__(self) -> None:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE")}
         environment |= {"PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+        environment["PYTHONDONTWRITEBYTECODE"] = "1"  # its writes would be counted
         self._process = subprocess.Popen(
             [sys.executable, "-m", "worlds.zygote"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
         )

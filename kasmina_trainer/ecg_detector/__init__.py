@@ -1,0 +1,1 @@
+"""Detectors for the medical simulator: patterns in ten seconds, beats in a running signal, and their scores."""

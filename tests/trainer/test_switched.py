@@ -1,0 +1,167 @@
+"""Switched adapters: shut on what the host knows, free on the rest; and how they meet both before they learn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from worlds import small_growth
+
+from kasmina_trainer.blueprints import GraftBlueprint, find_blueprint
+from kasmina_trainer.blueprints.conformance import SAMPLE_PORTS, perturb
+from kasmina_trainer.blueprints.switched import SHUT_FOR, SwitchedBranch
+from kasmina_trainer.evolve import GRAFT_SETTINGS, default_settings, evolve, sites_for
+from kasmina_trainer.evolve.budget import Allowance
+from kasmina_trainer.evolve.meeting import meet
+from kasmina_trainer.evolve.recipes import RECIPE_SETTINGS, named_recipe, norm_names, within
+from kasmina_trainer.hosts import build_host
+from kasmina_trainer.seeds import SeededNetwork, attach_seeds
+
+EXAMPLE = torch.zeros(1, 1, small_growth.SIDE, small_growth.SIDE)
+TASK: dict[str, Any] = {"blueprint": "switched", "rival": False, "settings": replace(small_growth.QUICK, steps=40)}
+
+
+def seeded(recipe: str = "switched") -> SeededNetwork:
+    host = small_growth.trained_host()
+    return attach_seeds(host, sites_for(recipe, host, EXAMPLE), example=EXAMPLE)
+
+
+def met(place: str, far: float, **settings: int) -> tuple[SwitchedBranch, torch.Tensor, torch.Tensor]:
+    """A branch with weights, that met frames and others that are ``far`` deviations away; more frames of both kinds."""
+    kind, port = find_blueprint("switched-adapter"), SAMPLE_PORTS[place]
+    assert isinstance(kind, GraftBlueprint)
+    branch = kind.build(port, seed=0, config=kind.Config.parse(settings))
+    assert isinstance(branch, SwitchedBranch)
+    generator = torch.Generator().manual_seed(0)
+    clean, other = (torch.randn(400, *port.shape, generator=generator) for _ in range(2))
+    other = other + far
+    branch.meet(branch.sight(torch.cat([clean[:200], other[:200]])), 200)
+    perturb(branch)
+    return branch.eval(), clean[200:], other[200:]
+
+
+@pytest.mark.parametrize("place", ["image", "flat", "series", "tokens", "vector"])
+def test_it_is_shut_on_frames_like_the_clean_ones_and_open_on_the_others(place: str) -> None:
+    branch, clean, other = met(place, 4.0)
+    assert branch.opening(clean).shape[0] == len(clean) and branch.opening(clean)[0].numel() == 1
+    assert float((branch.opening(clean) > 0).float().mean()) < 0.1
+    assert float((branch.opening(other) > 0.5).float().mean()) > 0.9
+    shut = branch.opening(clean).flatten() == 0
+    assert not bool(branch(clean)[shut].any()), "what is shut adds nothing at all"
+    assert bool(branch(other).any())
+
+
+def test_where_nothing_tells_frames_apart_it_stays_shut_on_most_of_both() -> None:
+    branch, clean, other = met("image", 0.0)
+    for frames in (clean, other):
+        assert float((branch.opening(frames) > 0).float().mean()) < 5 * (1 - SHUT_FOR)
+    same = torch.ones(20, *SAMPLE_PORTS["image"].shape)
+    branch.meet(branch.sight(same), 10)
+    assert not bool(branch.opening(same).any())
+
+
+@pytest.mark.parametrize("taps", [1, 3])
+def test_it_begins_with_the_spread_of_the_clean_frames(taps: int) -> None:
+    kind = find_blueprint("switched-adapter")
+    assert isinstance(kind, GraftBlueprint)
+    branch = kind.build(SAMPLE_PORTS["image"], seed=0, config=kind.Config.parse({"taps": taps}))
+    assert isinstance(branch, SwitchedBranch)
+    generator = torch.Generator().manual_seed(1)
+    clean = 1 + 2 * torch.randn(300, *SAMPLE_PORTS["image"].shape, generator=generator)
+    other = 7 + 0.5 * torch.randn(300, *SAMPLE_PORTS["image"].shape, generator=generator)
+    branch.meet(branch.sight(torch.cat([clean, other])), 300)
+    with torch.no_grad():
+        branch.toward.zero_()
+        branch.start.zero_()  # open for all, so that what it begins with is seen alone
+        moved = other + branch(other)
+    torch.testing.assert_close(moved.mean((0, 2, 3)), clean.mean((0, 2, 3)), atol=0.1, rtol=0)
+    torch.testing.assert_close(moved.std((0, 2, 3)), clean.std((0, 2, 3)), atol=0.1, rtol=0)
+    assert abs(float(other.mean() - clean.mean())) > 1, "the control: they were far apart"
+
+
+def test_what_it_measured_does_not_learn_and_travels_with_the_weights() -> None:
+    branch, clean, other = met("image", 4.0)
+    assert not {"toward", "start"} & {name for name, _ in branch.named_parameters()}
+    kind = find_blueprint("switched-adapter")
+    assert isinstance(kind, GraftBlueprint)
+    twin = kind.build(SAMPLE_PORTS["image"], seed=5)
+    assert twin is not None
+    twin.load_state_dict(branch.state_dict())
+    assert torch.equal(twin(other), branch(other)) and torch.equal(twin(clean), branch(clean))
+
+
+def test_branches_behind_see_what_those_in_front_make_of_the_rows() -> None:
+    host = build_host(seed=0).eval()
+    example = torch.zeros(1, 1, 16, 16)
+    sites = sites_for("switched", host, example)
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.rand(64, 1, 16, 16, generator=generator)
+
+    def grown(names: tuple[str, ...]) -> SeededNetwork:
+        network = attach_seeds(host, names, example=example)
+        for name in names:
+            network.graft(name, "switched-adapter")
+        assert meet(network, clean, 0.2 * clean, seed=0) == len(names)
+        return network
+
+    both, again, second = grown(sites[:2]), grown(sites[:2]), grown(sites[1:2])
+    states = [network.graft_state() for network in (both, again, second)]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert not torch.equal(states[0][f"{sites[1]}.branch.toward"], states[2][f"{sites[1]}.branch.toward"])
+    both.check_host()
+
+
+def test_clean_rows_keep_the_host_s_answers_bit_for_bit_where_all_is_shut() -> None:
+    seeds, task = seeded(), small_growth.task()
+    found = evolve(seeds, **{**task, **TASK})
+    clean, target = (torch.from_numpy(task[name][0]) for name in ("train", "target"))
+    host = small_growth.trained_host()
+    with torch.no_grad():
+        alike = (found.network(clean) == host(clean)).all(1).float().mean()
+        changed = (found.network(target) != host(target)).any(1).float().mean()
+    assert alike > 0.9 and changed > 0.9
+    assert found.acceptance.target_after - found.acceptance.target_before > 0.2
+    for site in tuple(found.network.growths):
+        found.network.remove(site)
+    with torch.no_grad():
+        assert torch.equal(found.network(target), host(target))
+
+
+def test_without_clean_rows_nothing_is_met_and_it_stays_open() -> None:
+    found = evolve(seeded(), **{**small_growth.task(), **TASK, "target_only": True})
+    state = found.network.graft_state()
+    assert not bool(state["norm.branch.toward"].any()) and float(state["norm.branch.start"]) == 0.0
+
+
+def test_a_journal_keeps_what_was_measured(tmp_path: Path) -> None:
+    task = {**small_growth.task(), **TASK, "folder": tmp_path}
+    first = evolve(seeded(), **task)
+    again = evolve(seeded(), **task, resume=True)
+    for name, value in first.network.graft_state().items():
+        assert torch.equal(value, again.network.graft_state()[name]), name
+    assert bool(first.network.graft_state()["norm.branch.toward"].any())
+
+
+@pytest.mark.parametrize(("name", "share"), [("switched", 0.02), ("switched-wide", 0.1), ("switched", 0.012)])
+def test_switched_recipes_are_made_to_fit_a_share_of_the_host(name: str, share: float) -> None:
+    host, example = build_host(seed=0).eval(), torch.zeros(1, 1, 16, 16)
+    most = int(share * sum(p.numel() for p in host.parameters()))
+    ports = attach_seeds(host, sites_for(name, host, example), example=example).ports
+    fitted = within(named_recipe(name, ports, norm_names(host)), ports, Allowance(parameters=most))
+    sizes = [getattr(arm.config, "taps", 1) for arm in fitted]
+    assert sizes == sorted(sizes, reverse=True) and len(fitted[0].sites) == 2
+    whole = within(named_recipe(name, ports, norm_names(host)), ports, Allowance())
+    assert sum(len(arm.sites) for arm in whole) == len(norm_names(host)) >= sum(len(arm.sites) for arm in fitted)
+
+
+def test_a_recipe_trains_as_its_own_settings_say_unless_others_are_given() -> None:
+    assert default_settings("switched") == RECIPE_SETTINGS["switched"] != GRAFT_SETTINGS
+    assert default_settings("filters") == GRAFT_SETTINGS
+    quick = {key: value for key, value in small_growth.task().items() if key != "settings"}
+    found = evolve(seeded(), **{**quick, "blueprint": "switched", "rival": False})
+    assert found.run.asked_steps == RECIPE_SETTINGS["switched"].steps
+    assert np.isfinite(found.run.loss)

@@ -3,7 +3,8 @@
 Purity: the clusters are the answers of a small int8 network on held-out points, by blobs, dimension, overlap, imbalance
 and shape; the best possible purity is computed from exact posteriors. Drift: a fixed classifier watches a stream whose
 blobs all move 1.5 standard deviations, each its own way (2 where the change is sudden); accuracy lost is that of the
-classifier at the share of the new at which the first alarm came. `river` stands beside where it is installed.
+classifier at the share of the new at which the first alarm came. The worst stream is held against the target, at both
+speeds; a stream that is never flagged counts as all that its drift costs. `river` stands beside where it is installed.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ LOST_POINTS = 5.0
 SUDDEN_SAMPLES = 100
 CALM_SAMPLES = 300_000
 BEGIN = 4000
+KINDS: tuple[Kind, ...] = ("gradual", "incremental")
+LENGTHS = (20_000, 100_000)
+"""Samples from the old to the new; the target names no speed."""
 SETTINGS: tuple[dict[str, Any], ...] = (
     {"blobs": 2, "dimensions": 2, "overlap": 0.05},
     {"blobs": 3, "dimensions": 2, "overlap": 0.10, "imbalance": 3.0},
@@ -49,10 +53,8 @@ def rows(quick: bool = False) -> list[dict[str, Any]]:
     seeds, settings = (SEEDS[:1], SETTINGS[:2]) if quick else (SEEDS, SETTINGS)
     found = [_purity(setting, seeds) for setting in settings]
     found.append(_sudden(settings, seeds))
-    for kind in ("gradual", "incremental"):
-        found.append(_slow(kind, settings, seeds, 20_000 if quick else 100_000, target=not quick or None))
-        if not quick:
-            found.append(_slow(kind, settings, seeds, 20_000, target=None))
+    for kind in KINDS:
+        found += [_slow(kind, settings, seeds, length, target=not quick) for length in LENGTHS[: 1 if quick else 2]]
     calm = CALM_SAMPLES // 10 if quick else CALM_SAMPLES
     return found + _calm(settings, seeds, calm)
 
@@ -87,16 +89,16 @@ def _purity(setting: dict[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
 
 def _sudden(settings: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
     delays = [_first(setting, seed, Schedule("sudden", BEGIN), 2.0, 3000)[0] for setting in settings for seed in seeds]
-    mean = statistics.fmean(delays)
+    worst = max(delays)
     how = (
-        f"samples to the alarm, mean of {len(delays)} streams, median {statistics.median(delays):g}, worst "
-        f"{max(delays):g}, {sum(d > SUDDEN_SAMPLES for d in delays)} of them later than {SUDDEN_SAMPLES}"
+        f"samples to the alarm, worst of {len(delays)} streams, mean {statistics.fmean(delays):.0f}, median "
+        f"{statistics.median(delays):g}, {sum(d > SUDDEN_SAMPLES for d in delays)} of them later than {SUDDEN_SAMPLES}"
     )
-    return _row("sudden drift of 2 deviations", SUDDEN_SAMPLES, mean, "samples", mean <= SUDDEN_SAMPLES, how)
+    return _row("sudden drift of 2 deviations", SUDDEN_SAMPLES, worst, "samples", worst <= SUDDEN_SAMPLES, how)
 
 
 def _slow(
-    kind: Kind, settings: Sequence[dict[str, Any]], seeds: Sequence[int], length: int, *, target: bool | None
+    kind: Kind, settings: Sequence[dict[str, Any]], seeds: Sequence[int], length: int, *, target: bool
 ) -> dict[str, Any]:
     lost, whole = [], []
     for setting in settings:
@@ -105,14 +107,14 @@ def _slow(
             at_first = drifting.accuracy(classify, 0.0)
             lost.append(100 * (at_first - drifting.accuracy(classify, share)))
             whole.append(100 * (at_first - drifting.accuracy(classify, 1.0)))
-    mean = statistics.fmean(lost)
+    worst = max(lost)
     how = (
-        f"points of accuracy lost when flagged, mean of {len(lost)} streams, worst {max(lost):.2f}, "
+        f"points of accuracy lost when flagged, worst of {len(lost)} streams, mean {statistics.fmean(lost):.2f}, "
         f"{sum(points > LOST_POINTS for points in lost)} of them later than {LOST_POINTS:g}; the whole drift costs "
         f"{min(whole):.1f} to {max(whole):.1f}"
     )
     goal = LOST_POINTS if target else None
-    return _row(f"{kind} drift over {length:,} samples", goal, mean, "points", goal is None or mean <= goal, how)
+    return _row(f"{kind} drift over {length:,} samples", goal, worst, "points", goal is None or worst <= goal, how)
 
 
 def _first(setting: dict[str, Any], seed: int, schedule: Schedule, distance: float, samples: int) -> tuple[Any, ...]:

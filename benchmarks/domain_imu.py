@@ -23,7 +23,8 @@ from kasmina_trainer.domain_nets import SeriesNet
 from kasmina_trainer.export import export_bundle
 from kasmina_trainer.training import TrainingSettings, accuracy, as_tensors, train
 
-SEEDS = (0, 1, 2)
+SEEDS = (3, 4, 5)
+"""Not 0 and 1: their test figures were seen before the size of the random turn was settled."""
 TARGET = 92.0
 STEPS = 1500
 

@@ -15,8 +15,6 @@ from kasmina_trainer.datasets.medical_simulator.dipole import Waves, waves
 
 ONSET_S = 0.048
 """From the onset of a normal QRS to its R peak."""
-END_S = 0.052
-"""From the R peak to the end of a normal QRS (J point)."""
 P_S = 0.100
 """Duration of a P wave."""
 T_TAIL_S = 0.034

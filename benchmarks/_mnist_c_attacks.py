@@ -43,7 +43,7 @@ EPSILONS = (0.01, 0.02, 0.05, 0.1, 0.15)
 GUARDED_AT = 0.1
 WEIGHTS = (1.0, 5.0, 25.0)
 SQUARE_WEIGHT = 5.0
-KNOWN, JUDGED = 8000, 2000
+KNOWN, JUDGED = 8000, 1000
 Row = dict[str, Any]
 Statistics = Callable[[Images], npt.NDArray[np.float32]]
 
@@ -55,7 +55,7 @@ def attack_rows(ground: Ground, *, quick: bool = False) -> list[Row]:
         ground: The host and its clean rows.
         quick: Few rows and steps, and no device.
     """
-    attacked, steps, queries = (30, 3, 10) if quick else (300, 40, 300)
+    attacked, steps, queries = (30, 3, 10) if quick else (100, 40, 300)
     x, y = ground.clean.test[0][:attacked], ground.clean.test[1][:attacked]
     watched = WithStatistics(ground.host, SITES).eval()
     desk = network_scores(ground.host)

@@ -1,8 +1,9 @@
 """What benchmarks/domain_mnist_c.py trains: hosts on clean MNIST, and each form on all fifteen kinds at once.
 
-Training rows go wrong in one of the fifteen ways each, in turn; validation and test rows are MNIST's own parts, and the
-test's corruptions have a seed of their own. A line a form and seed is kept in build/bench/mnist-c.jsonl under a digest
-of the form, the sizes and the code of the corruptions, so that a run goes on where the last one stopped.
+Training rows go wrong in three of the fifteen ways each, in turn, and validation rows in one; validation and test rows
+are MNIST's own parts, and the test's corruptions have a seed of their own. A line a form and seed is kept in
+build/bench/mnist-c.jsonl under a digest of the form, the sizes and the code of the corruptions, so that a run goes on
+where the last one stopped.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ from kasmina_trainer.seeds import SeededNetwork
 from kasmina_trainer.training import TrainingSettings, accuracy, predict_labels
 
 TEST_SEED, VALIDATION_SEED = 7_000, 8_000
+TURNS = (0, 5, 10)
+"""Where in the row of kinds each set of wrong training rows begins."""
 _ROOM = Path(mnist_c.__file__).parent
 CODE = (
     *(_ROOM / f"{name}.py" for name in ("blur", "edges", "mnist_c", "noise", "pictures", "published", "strokes", "warp",
@@ -54,7 +57,7 @@ class Size:
     Attributes:
         data: ``MNIST`` or ``Fashion-MNIST``.
         host_steps: Of the host.
-        train_rows: Clean rows, and as many wrong ones.
+        train_rows: Clean rows, and three times as many wrong ones.
         validation_rows: Rows that choose among forms.
         test_rows: Of each kind.
         device_rows: Of each kind, for the int8 file of a grown network; 0: it is not made.
@@ -76,13 +79,26 @@ class Ground:
         seed: Of the host, the split and the corruptions.
         host: Trained on clean rows, in evaluation mode.
         clean: Rows as the host knows them.
-        wrong: Training and validation rows gone wrong.
     """
 
     seed: int
     host: nn.Module
     clean: Parts
-    wrong: tuple[Samples, Samples]
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """The rows of one seed gone wrong.
+
+    Attributes:
+        train: Sets of one wrong form of each training row.
+        validation: One wrong form of each validation row.
+        host_kinds: The host's accuracy on each kind of test rows, 0 to 1.
+    """
+
+    train: tuple[Samples, ...]
+    validation: Samples
+    host_kinds: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -101,7 +117,7 @@ class Line:
         host_kinds: The host's on each kind.
         kinds: The form's.
         removed: Whether taking it out gave the host's bits back; None where the host itself was trained.
-        seconds: Processor time of the training.
+        seconds: Of the training, by the clock.
         device: Mean accuracy of the int8 file through the runtime, on ``device_rows`` of each kind.
         device_agrees: Share of these that it answers as the float network does.
     """
@@ -143,15 +159,32 @@ def place(seed: int, size: Size) -> Ground:
     """Host and rows of one seed."""
     task = task_of(size)
     parts = task.load(seed)
-    wrong = in_turn(parts.train, 1 + seed), in_turn(parts.validation, VALIDATION_SEED + seed)
-    return Ground(seed, network(task, seed, parts), parts, wrong)
+    return Ground(seed, network(task, seed, parts), parts)
 
 
-def in_turn(samples: Samples, seed: int) -> Samples:
-    """Each row gone wrong in one way, the kinds in turn."""
+@lru_cache(maxsize=1)
+def wrong_rows(seed: int, size: Size) -> Wrong:
+    """Wrong rows of one seed, and what its host makes of the test's."""
+    ground = place(seed, size)
+    parts, host = ground.clean, ground.host
+    train = tuple(in_turn(parts.train, 100 * turn + 1 + seed, turn) for turn in TURNS)
+    host_kinds = {kind: accuracy(host, x, parts.test[1]) for kind, x in wrong_tests(size).items()}
+    return Wrong(train, in_turn(parts.validation, VALIDATION_SEED + seed), host_kinds)
+
+
+@lru_cache(maxsize=1)
+def wrong_tests(size: Size) -> dict[str, Images]:
+    """Test pictures gone wrong in each way: the same for every seed, since its test rows are the same."""
+    x, _ = _parts(0, size).test
+    return {kind: corrupt(x, kind, seed=TEST_SEED) for kind in KINDS}
+
+
+def in_turn(samples: Samples, seed: int, turn: int = 0) -> Samples:
+    """Each row gone wrong in one way, the kinds in turn from the ``turn``-th on."""
     x, y = samples
     out: Images = np.empty_like(x)
-    for at, kind in enumerate(KINDS):
+    for at in range(len(KINDS)):
+        kind = KINDS[(at + turn) % len(KINDS)]
         out[at :: len(KINDS)] = corrupt(x[at :: len(KINDS)], kind, seed=1000 * seed + at)
     return out, y
 
@@ -167,9 +200,9 @@ def line(seed: int, form: Form, size: Size, *, only_kept: bool = False, keep: bo
         keep: Look into the file and write to it.
     """
     if not keep:
-        return _judged(place(seed, size), form, size.device_rows)
+        return _judged(place(seed, size), form, size)
     made_of = f"{seed} {form} {size}"
-    found = kept(made_of, None if only_kept else lambda: asdict(_judged(place(seed, size), form, size.device_rows)))
+    found = kept(made_of, None if only_kept else lambda: asdict(_judged(place(seed, size), form, size)))
     return None if found is None else Line(**found)
 
 
@@ -196,29 +229,28 @@ def kept(made_of: str, make: Callable[[], dict[str, Any]] | None, code: Sequence
     return value
 
 
-def _judged(ground: Ground, form: Form, device_rows: int) -> Line:
-    fitted = fit(form, ground.host, ground.clean.train, ground.wrong[0], seed=ground.seed)
+def _judged(ground: Ground, form: Form, size: Size) -> Line:
+    wrong = wrong_rows(ground.seed, size)
+    fitted = fit(form, ground.host, ground.clean.train, wrong.train, seed=ground.seed)
     host, x, y = ground.host, *ground.clean.test
-    kinds, host_kinds = {}, {}
-    for kind in KINDS:
-        wrong = corrupt(x, kind, seed=TEST_SEED)
-        kinds[kind], host_kinds[kind] = accuracy(fitted.network, wrong, y), accuracy(host, wrong, y)
+    tests = wrong_tests(size)
+    kinds = {kind: accuracy(fitted.network, each, y) for kind, each in tests.items()}
     lost = accuracy(host, *ground.clean.validation) - accuracy(fitted.network, *ground.clean.validation)
     removed = device = agrees = None
     if isinstance(fitted.network, SeededNetwork):
-        if device_rows:
-            device, agrees = on_device(ground, fitted.network, device_rows)
-        removed = removed_exactly(fitted.network, host, (corrupt(x[:256], "fog", seed=TEST_SEED), y[:256]))
+        if size.device_rows:
+            device, agrees = on_device(ground, fitted.network, size.device_rows)
+        removed = removed_exactly(fitted.network, host, (tests["fog"][:256], y[:256]))
     return Line(
         form=form.name,
         seed=ground.seed,
         parameters=fitted.parameters,
         share=fitted.parameters / sum(p.numel() for p in host.parameters()),
-        validation=accuracy(fitted.network, *ground.wrong[1]),
+        validation=accuracy(fitted.network, *wrong.validation),
         validation_clean=100 * lost,
         host_clean=accuracy(host, x, y),
         clean=accuracy(fitted.network, x, y),
-        host_kinds=host_kinds,
+        host_kinds=wrong.host_kinds,
         kinds=kinds,
         removed=removed,
         seconds=fitted.run.seconds,

@@ -7,6 +7,7 @@ and come back as removable channel affines, so that the host keeps its bytes.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -55,9 +56,9 @@ class Fitted:
     run: TrainingRun
 
 
-def fit(form: Form, host: nn.Module, clean: Samples, wrong: Samples, *, seed: int) -> Fitted:
-    """Train one form on clean and wrong rows, half of each batch from either; the host is left as it was."""
-    sources = [as_tensors(clean, "cpu"), as_tensors(wrong, "cpu")]
+def fit(form: Form, host: nn.Module, clean: Samples, wrong: Sequence[Samples], *, seed: int) -> Fitted:
+    """Train one form on clean and wrong rows, an equal part of each batch from each; the host is left as it was."""
+    sources = [as_tensors(part, "cpu") for part in (clean, *wrong)]
     learn = partial(train, sources=sources, teacher=host, settings=form.settings, seed=seed)
     if not form.rank:
         own = copy.deepcopy(host).requires_grad_(True)

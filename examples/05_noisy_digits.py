@@ -13,15 +13,15 @@ from kasmina_edge import Runtime
 from kasmina_edge.bundle import pack
 from kasmina_edge.cli import main as kasmina_edge
 from kasmina_edge.fleet.repository import Repository
-from kasmina_edge.safety.input_check import InputCheck
 from kasmina_trainer.adversarial.denoiser import NOISE_FAMILY, DenoiserSettings, evaluate_denoiser, train_denoiser
-from kasmina_trainer.adversarial.detector import WithStatistics, device_statistics, fit_check
+from kasmina_trainer.adversarial.detector import WithStatistics
 from kasmina_trainer.adversarial.mnist_c import corrupt
 from kasmina_trainer.adversarial.square_attack import CountedScores, square_attack
 from kasmina_trainer.adversarial.targets import device_scores
 from kasmina_trainer.datasets.digits import to_nhwc
 from kasmina_trainer.datasets.mnist import LABELS, load_mnist
 from kasmina_trainer.domain_nets.pictures import PictureNet
+from kasmina_trainer.export.guarding import GuardFrames
 from kasmina_trainer.training import TrainingSettings, as_tensors, train
 
 
@@ -56,16 +56,15 @@ def main(folder, steps=500):
             made = square_attack(asked, x[:100], y[:100], 0.05, queries=200)
             print(f"asked {asked.asked:,} times, an attacker fools it about {made.success_rate:.0%} of the digits")
     guarded = WithStatistics(host, [f"blocks.{at}" for at in range(4)]).eval()
-    told |= {"labels": (), "output_names": ("logits", "statistics"), "held_out": (to_nhwc(x), None)}
-    bundle = kt.export(guarded, "guarded-digits", version="1.0.0", **told)
+    told |= {"output_names": ("logits", "statistics"), "held_out": (to_nhwc(x), y)}
+    known, truth = to_nhwc(parts.validation[0]), parts.validation[1]
+    watch = GuardFrames(known[:3000], truth[:3000], known[3000:])
+    bundle = kt.export(guarded, "guarded-digits", version="1.0.0", guard=watch, **told)
     (file := folder / "guarded.kasmina").write_bytes(pack(desk.sign_bundle(bundle)))
     with Runtime.open(file, profile="x86-cpu") as runtime:
-        asked, known = device_statistics(runtime), parts.validation
-        check = fit_check(asked(known[0][:3000]), known[1][:3000], asked(known[0][3000:]))
-        (folder / "guard.npz").write_bytes(check.to_bytes())
-        check = InputCheck.from_bytes((folder / "guard.npz").read_bytes(), where="guard.npz")
         for name, frames in (("clean", x), ("noisy", noisy), ("attacked", made.x[made.fooled])):
-            print(f"alarms on {name} digits: {check.alarms(asked(frames)).mean():.1%}")
+            alarms = [result.alarm for result in runtime.infer_batch(to_nhwc(frames))]
+            print(f"alarms on {name} digits: {np.mean(alarms):.1%}")
 
 
 if __name__ == "__main__":

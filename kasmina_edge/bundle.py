@@ -133,12 +133,11 @@ def _wanted(bundle: Bundle, *, engine: str | None, partial: bool, where: str) ->
     if not bundle.engines():
         have = ", ".join(sorted(bundle.files)) or "no file"
         raise BundleError(f"{where}: no model with its self-test is whole; found {have}")
-    probes = bundle.manifest.probes
-    return {probes.file.path} if probes else set()
+    return {entry.path for entry in bundle.manifest.shared_files()}
 
 
 def files_of(manifest: BundleManifest, engine: str) -> tuple[FileEntry, ...]:
-    """Every file that a device with ``engine`` keeps: plain and compiled models, their self-tests, the probes.
+    """Every file that a device with ``engine`` keeps: plain and compiled models, their self-tests, what all share.
 
     Raises:
         BundleError: The bundle has no model for that engine.

@@ -230,7 +230,7 @@ def load_checkpoint(
         raise BundleError(f"{path}: weights and note disagree ({_first_line(exc)})", _AGAIN) from exc
     if hash_state(network.host_state()) != note.host_hash:
         raise BundleError(f"{path}: host state {network.host_hash[:12]}, the note says {note.host_hash[:12]}", _AGAIN)
-    if note.acceptance is not None and note.acceptance.accepted:
+    if note.acceptance is not None and note.acceptance.accepted and network.grafts:
         network.accept()
     network.record_to(record)
     return Checkpoint(network, note.grafts, note.acceptance, note.metadata, audit)
@@ -238,7 +238,7 @@ def load_checkpoint(
 
 _AGAIN = "Train or grow it again; the file was not written by this program, or was damaged since."
 
-_IN_PYTHON = "In Python, pass host=, the network it was; the command line has no class to build it from."
+_IN_PYTHON = "Pass the network it was: --host FILE.pt2 for `kasmina-trainer export`, host= in Python."
 
 
 def _parse_note(data: bytes, path: Path) -> _Note:

@@ -1,6 +1,6 @@
 """A network with what has grown in it, as a drawing: the host's blocks in order of flow, each graft as a branch.
 
-The edge to a branch says its price, the edge back says what it gained. Nothing depends on colour alone: grafts on
+The edge to a branch says its price, the edge back what it gained or lost. Nothing depends on colour alone: grafts on
 trial are dashed, sites that sleep are hollow. The drawing has a description in words and needs no network.
 """
 
@@ -211,7 +211,7 @@ def description(parts: Sequence[Block | Site]) -> tuple[str, ...]:
     told = [f"The host runs {', '.join(blocks)}." if blocks else "The host has no parts of its own."]
     for part in parts:
         if isinstance(part, Site) and part.graft is not None:
-            gain = f", gaining {_points(part.gain)} points" if part.gain is not None else ""
+            gain = f", {_gained(part.gain)}" if part.gain is not None else ""
             told.append(f"At {part.name} stands {part.graft.blueprint} ({_price(part)}{gain}), {part.state.value}.")
     sleeping = [part.name for part in parts if isinstance(part, Site) and part.graft is None]
     if sleeping:
@@ -255,8 +255,7 @@ def _draw_grown(drawing: _Drawing, site: Site) -> None:
     state = f"{site.state.value}, gate {site.graft.intensity:g}"
     drawing.text(middle, top + 71, state, anchor="middle", class_="tick")
     drawing.text(_LINE_X + 22, away - 7, _price(site), class_="tick")
-    gained = "gain not measured" if site.gain is None else f"{_points(site.gain)} points gained"
-    drawing.text(_LINE_X + 22, back - 7, gained, class_="tick")
+    drawing.text(_LINE_X + 22, back - 7, _gained(site.gain), class_="tick")
 
 
 def _say(drawing: _Drawing, words: str) -> None:
@@ -279,7 +278,30 @@ def _price(site: Site) -> str:
 
 
 def _points(share: float) -> str:
-    return f"{100 * share:+.1f}"
+    return f"{round(100 * share, 1) + 0.0:+.1f}"
+
+
+def _gained(share: float | None) -> str:
+    """What a graft brought on the target, with the word for its sign.
+
+    >>> _gained(0.123), _gained(-0.027), _gained(-0.0002)
+    ('12.3 points gained', '2.7 points lost', 'nothing gained')
+    """
+    if share is None:
+        return "gain not measured"
+    points = f"{abs(100 * share):.1f}"
+    if points == "0.0":
+        return "nothing gained"
+    return f"{points} points {'gained' if share > 0 else 'lost'}"
+
+
+def _lost(share: float) -> str:
+    """The same of an upper bound on what is lost.
+
+    >>> _lost(0.024), _lost(-0.01)
+    ('at most 2.4 points are lost', 'none are lost')
+    """
+    return f"at most {100 * share:.1f} points are lost" if share > 0 else "none are lost"
 
 
 def _verdict(acceptance: Acceptance | None) -> tuple[str, ...]:
@@ -290,8 +312,8 @@ def _verdict(acceptance: Acceptance | None) -> tuple[str, ...]:
         "Accepted by the gate." if a.accepted else "Refused by the gate: " + "; ".join(a.reasons) + ".",
         f"Captured inputs: {100 * a.target_before:.1f} % right before, {100 * a.target_after:.1f} % after; the gain is "
         f"{_points(a.gain_low)} to {_points(a.gain_high)} points.",
-        f"Clean inputs: {100 * a.clean_before:.1f} % before, {100 * a.clean_after:.1f} % after; at most "
-        f"{100 * a.clean_loss_high:.1f} points are lost.",
+        f"Clean inputs: {100 * a.clean_before:.1f} % before, {100 * a.clean_after:.1f} % after; "
+        f"{_lost(a.clean_loss_high)}.",
     )
 
 

@@ -163,6 +163,9 @@ def _show_deployed(
     if trial.probes is not None:
         beside = f", active bundle {100 * trial.probes[0]:.1f} %" if trial.probes[0] is not None else ""
         rows.append(("probes", f"{100 * trial.probes[1]:.1f} % of {manifest.probes.samples}{beside}"))  # type: ignore[union-attr]
+    doubt = gate_line(manifest, back=previous is not None)
+    if doubt:
+        rows.insert(0, ("gate", doubt))
     back = "previous: none"
     if previous is not None and record.previous is not None:
         back = f"previous: {previous.id} in slot {record.previous.upper()}, `kasmina-edge rollback` returns to it"
@@ -185,10 +188,31 @@ def _show_deployed(
         "previous": previous.id if previous else None,
         "profile": profile.name,
         "mapping": mapping,
+        "acceptance": None if manifest.acceptance is None else manifest.acceptance.model_dump(mode="json"),
+        "doubt": doubt,
     }
     if not as_json:
         console().print(plain(f"Deployed {manifest.id} to this device (data folder {data})"))
     emit(value, as_json=as_json, table=rows_table(rows))
+
+
+def gate_line(manifest: BundleManifest, *, back: bool) -> str:
+    """What stands against the grafts of a bundle, in one sentence with the next step; "" where nothing does.
+
+    Args:
+        manifest: Of the bundle that was deployed; the trainer wrote the verdict of its acceptance gate into it.
+        back: Whether another bundle can be returned to.
+    """
+    found = manifest.acceptance
+    if found.accepted if found is not None else not manifest.grafts:
+        return ""
+    named = ", ".join(f"{graft.blueprint} at {graft.site}" for graft in manifest.grafts[:2])
+    more = f" and {len(manifest.grafts) - 2} more" if len(manifest.grafts) > 2 else ""
+    said = "was never measured by the acceptance gate"
+    if found is not None:
+        said = f"was REFUSED by the acceptance gate ({'; '.join(found.reasons) or 'no reason given'})"
+    undo = "`kasmina-edge rollback` takes it back" if back else "deploy the host's bundle instead"
+    return f"what grew here ({named or 'a retune'}{more}) {said} and runs all the same: {undo}, or grow it again"
 
 
 def engine_line(check: EngineCheck) -> str:

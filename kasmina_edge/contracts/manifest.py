@@ -251,6 +251,13 @@ class ReferenceProbes(SignedContract):
     samples: Annotated[int, Field(ge=1)]
 
 
+class InputGuard(SignedContract):
+    """How a device tells frames that look wrong: an `InputCheck` file, and the output with the statistics it reads."""
+
+    output: str
+    file: FileEntry
+
+
 class Acceptance(SignedContract):
     """The paired measurement that let a graft through, in shares of 1; ``gain_low`` is the lower 95 % bound.
 
@@ -280,6 +287,7 @@ class BundleManifest(SignedContract):
         models: One file an engine; a device keeps only its own.
         head: What the outputs are: logits of classes, a detector's offsets and scores, or the app's own business.
         postprocessing: How a detector's outputs become boxes; of head ``detection``, and of no other.
+        guard: What tells frames unlike those the network is for; its file goes to every device.
         documents: Papers for people (bill of materials, model card): covered by the manifest, needed by no device.
     """
 
@@ -302,6 +310,7 @@ class BundleManifest(SignedContract):
     acceptance: Acceptance | None = None
     provenance: dict[str, str] = {}
     documents: tuple[FileEntry, ...] = ()
+    guard: InputGuard | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -322,6 +331,13 @@ class BundleManifest(SignedContract):
             raise ValueError("reference probes are asked for their class, and a detection has none")
         if self.postprocessing is not None:
             self.postprocessing.require_outputs((o.name, o.dtype, math.prod(o.shape)) for o in self.outputs)
+        if self.guard is not None:
+            classes = self.outputs[0].name if self.head == "classification" else None
+            free = [o.name for o in self.outputs if o.dtype == "float32" and o.name != classes]
+            if self.guard.output not in free:
+                raise ValueError(
+                    f"guard reads output {self.guard.output}; of statistics are: {', '.join(free) or 'none'}"
+                )
         return self
 
     @property
@@ -337,11 +353,15 @@ class BundleManifest(SignedContract):
     def files(self) -> tuple[FileEntry, ...]:
         """Every file but the manifest, in order of use."""
         entries = [e for m in self.models for e in (m.file, m.selftest.file)]
-        return (*entries, *((self.probes.file,) if self.probes else ()), *self.documents)
+        return (*entries, *self.shared_files(), *self.documents)
 
     def files_for(self, model: ModelFile) -> tuple[FileEntry, ...]:
         """The files a device needs that runs ``model``."""
-        return (model.file, model.selftest.file, *((self.probes.file,) if self.probes else ()))
+        return (model.file, model.selftest.file, *self.shared_files())
+
+    def shared_files(self) -> tuple[FileEntry, ...]:
+        """The files that every device needs, whatever its engine: probes and guard."""
+        return tuple(part.file for part in (self.probes, self.guard) if part is not None)
 
     def content_digest(self) -> str:
         """Identity without the release number: the same bytes published again keep it."""

@@ -121,7 +121,7 @@ def require_whole(bundle: Bundle) -> None:
 
 
 def _kinds(manifest: BundleManifest) -> dict[tuple[str, ...], tuple[str, str]]:
-    """(path, digest) by what a file is for: the same engine's model, its self-test, the probes."""
+    """(path, digest) by what a file is for: the same engine's model, its self-test, the probes, the guard."""
     kinds: dict[tuple[str, ...], tuple[str, str]] = {}
     for model in manifest.models:
         of = (model.engine, model.compiled_for or "plain")
@@ -129,6 +129,8 @@ def _kinds(manifest: BundleManifest) -> dict[tuple[str, ...], tuple[str, str]]:
         kinds[("selftest", *of)] = (model.selftest.file.path, model.selftest.file.sha256)
     if manifest.probes is not None:
         kinds[("probes",)] = (manifest.probes.file.path, manifest.probes.file.sha256)
+    if manifest.guard is not None:
+        kinds[("guard",)] = (manifest.guard.file.path, manifest.guard.file.sha256)
     return kinds
 
 

@@ -113,6 +113,18 @@ class Result:
         top = self._top or self._find_top()
         return top[1] if top is not None else None
 
+    @property
+    def input_score(self) -> float | None:
+        """How far the frame is from those the network was made for, by the bundle's guard: 1 is usual; None without."""
+        guard = self.serving.input_guard
+        return None if guard is None else guard.score(self.raws)
+
+    @property
+    def alarm(self) -> bool | None:
+        """Whether `input_score` is above the guard's threshold; None where the bundle has no guard."""
+        guard = self.serving.input_guard
+        return None if guard is None else guard.score(self.raws) > guard.check.threshold
+
     def _find_top(self) -> tuple[int, float] | None:
         if self.serving.classifies:
             self._top = self.serving.top(self.raws[0])

@@ -19,6 +19,7 @@ from kasmina_edge.engines.postprocessing import BoxReader, Detection
 from kasmina_edge.engines.tensors import InputConverter, OutputConverter
 from kasmina_edge.errors import EngineError, InputError
 from kasmina_edge.runtime.batches import SIZE, Batches, batches_of
+from kasmina_edge.runtime.guarding import guard_of
 from kasmina_edge.runtime.result import Array, Result
 from kasmina_edge.storage import open_lock
 
@@ -60,7 +61,8 @@ class Serving:
     Attributes:
         busy: An inference is going on, or the bundle is retired.
         classifies: Its first output holds the scores of classes.
-        reads: Label and score are looked for in its outputs, now or later: they are kept from the app's hands.
+        reads: Label, score or guard look into its outputs, now or later: they are kept from the app's hands.
+        input_guard: Tells frames that look wrong; None where the bundle carries none.
         stateful: Whether an answer depends on those before it.
         raw_dtype: Of the first output, in the model's own numbers.
         model_data: The model file's bytes, of a model with state or seed sites: for a twin, and for taps.
@@ -110,7 +112,9 @@ class Serving:
     def _prepare(self, bundle: Bundle) -> None:
         manifest, model = self.manifest, self.engine.model
         self.classifies = manifest.head == "classification"
-        self.reads = manifest.head != "other"
+        self.reads = manifest.head != "other" or manifest.guard is not None
+        self.input_guard = guard_of(bundle, model)
+        self._shared = {e.path: bundle.read(e) for e in ((manifest.guard.file,) if manifest.guard else ())}
         pairs = list(zip(model.app_inputs, manifest.inputs, strict=True))
         self._spare = [InputConverter(tensor, manifest.preprocessing, io) for tensor, io in pairs]
         targets = self.engine.input_buffers() or [np.empty(t.shape, t.dtype) for t in model.app_inputs]
@@ -145,9 +149,8 @@ class Serving:
         """The same bundle loaded once more, with state of its own; for models with state only."""
         assert self.stateful
         how = replace(self._how, engine=self.engine.name) if self._how.engine == AUTO else self._how
-        return Serving(
-            Bundle(self.manifest, {self.engine.model.file.path: self.model_data}), how, slot=self.slot, trial=self.trial
-        )
+        files = {self.engine.model.file.path: self.model_data, **self._shared}
+        return Serving(Bundle(self.manifest, files), how, slot=self.slot, trial=self.trial)
 
     def check(self, x: object) -> list[Array]:
         """The frame as checked arrays of the model's shapes, in the order of the manifest's inputs.

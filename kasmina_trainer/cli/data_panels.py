@@ -68,6 +68,12 @@ def panels(found: DataSet, seed: int) -> list[Panel]:
             Panel(f"{name}: {len(text):,}", "text", "".join(texts.alphabet[i] for i in text[:EXCERPT].tolist()))
             for name, text in parts
         ]
+    if found.pairs is not None:
+        pairs = found.pairs(seed)
+        return [
+            Panel(caption, "image", one.transpose(1, 2, 0))
+            for caption, one in zip(pairs.captions, pairs.pictures, strict=True)
+        ]
     splits = _splits_of(found)(seed)
     if found.kind == "points":
         parts_of = (("training", splits.train), ("validation", splits.validation), ("test", splits.test))

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from kasmina_edge.cli.output import console, emit
-from kasmina_trainer.cli import captured as captures
-from kasmina_trainer.cli import measuring
+from kasmina_trainer.cli import measuring, starting
 from kasmina_trainer.cli.options import GROWN_FILE, HOST_FILE, Captured, Device, Json, Out, Seed, Simulated
-from kasmina_trainer.cli.progress import progress
-from kasmina_trainer.datasets import digits
-
-if TYPE_CHECKING:
-    from kasmina_trainer.evolve import Event
-    from kasmina_trainer.training import Progress
+from kasmina_trainer.cli.own_network import is_own
 
 RUN_FOLDER = "growth.run"
 
@@ -29,8 +23,22 @@ def evolve(
     simulated: Simulated = None,
     out: Out = Path("build"),
     host: Annotated[
-        Path | None, typer.Option("--host", help="Host checkpoint; OUT/host.checkpoint when left out.")
+        Path | None,
+        typer.Option(
+            "--host", help="Host checkpoint, or your own network (.pt2, .onnx); OUT/host.checkpoint when left out."
+        ),
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="For your own network: .npz of clean rows, x as the app has them and y."),
+    ] = None,
+    held_out: Annotated[
+        Path | None,
+        typer.Option("--held-out", help="The same, never trained on; a quarter of --data is set aside without it."),
+    ] = None,
+    layout: Annotated[
+        str, typer.Option("--layout", help="For your own network: channels-last (the app's frames), or as-is.")
+    ] = "channels-last",
     save: Annotated[Path | None, typer.Option("--save", help="Result; OUT/grown.checkpoint when left out.")] = None,
     blueprint: Annotated[
         str,
@@ -101,50 +109,39 @@ def evolve(
 
     Exit code 1 when the acceptance gate refuses it; the file is written all the same, with the reasons inside.
     """
-    import torch
-
     from kasmina_edge.errors import InputError
-    from kasmina_trainer.checkpoints import load_checkpoint, save_network
-    from kasmina_trainer.evolve import (
-        GRAFT_SETTINGS,
-        RECIPES,
-        default_settings,
-        parse_budget,
-        parse_intensities,
-        sites_for,
-    )
+    from kasmina_trainer.checkpoints import save_network
+    from kasmina_trainer.evolve import GRAFT_SETTINGS, default_settings, parse_budget, parse_intensities
     from kasmina_trainer.evolve import evolve as grow
     from kasmina_trainer.evolve.journal import discard_run
-    from kasmina_trainer.seeds import attach_seeds
     from kasmina_trainer.training import Minutes
 
     limits = measuring.limits_of(profile, latency_ms=max_ms, memory_kb=max_memory_kb, energy_uj=max_energy_uj)
     if picture is not None and picture.suffix not in (".svg", ".html"):
         raise InputError(f"--picture {picture}: expected a name that ends in .svg or .html")
-    source = load_checkpoint(host or out / HOST_FILE)
-    parts = digits.split_digits(int(source.metadata.get("seed", seed)))
-    target = captures.target(captured, simulated, parts.camera, seed)
-    size = sum(p.numel() for p in source.network.body.parameters())
-    budgets = [parse_budget(text, size) for text in budget or ()]
+    places = tuple(s.strip() for s in sites.split(",")) if sites else None
+    if host is not None and is_own(host):
+        start = starting.from_own(host, data, held_out, captured, simulated, layout, places)
+    elif data is not None or held_out is not None:
+        raise InputError("--data and --held-out belong to a network of your own", "Name it: --host net.pt2.")
+    else:
+        start = starting.from_digits(host or out / HOST_FILE, captured, simulated, seed)
+    budgets = [parse_budget(text, start.parameters) for text in budget or ()]
     if not any(isinstance(each, Minutes) for each in budgets):
         budgets.append(Minutes(minutes))
     run = out / RUN_FOLDER
-    seeds = source.network
-    if blueprint in RECIPES and not seeds.grafts:  # a network that has grown is refused, whatever is asked for
-        example = torch.from_numpy(parts.probes.x[:1].copy())
-        seeds = attach_seeds(source.host(), sites_for(blueprint, source.host(), example), example=example)
     plain = default_settings(blueprint) if blueprint != "auto" else GRAFT_SETTINGS
-    with _resumable(quiet=as_json), _watched(f"Growing {blueprint}", quiet=as_json) as (on_step, on_event):
+    with _resumable(quiet=as_json):
         grown = grow(
-            seeds,
-            train=parts.host.samples,
-            target=target,
-            holdout_clean=parts.probes.samples,
+            start.seeded_for(blueprint),
+            train=start.train,
+            target=start.target,
+            holdout_clean=start.clean,
             blueprint=blueprint,
-            sites=tuple(s.strip() for s in sites.split(",")) if sites else None,
+            sites=places,
             budget=budgets,
             limits=limits,
-            measure=measuring.int8_files(parts) if profile is not None else None,
+            measure=start.measure() if profile is not None else None,
             seed=seed,
             intensity=parse_intensities(intensity or (), intensities),
             target_only=target_only,
@@ -157,18 +154,19 @@ def evolve(
             replace_run=not resume,
             tensorboard=tensorboard,
             telemetry=telemetry,
-            on_step=on_step,
-            on_event=on_event,
+            progress=not as_json,
         )
     path = save or out / GROWN_FILE
     note = {
-        **source.metadata,
+        **start.metadata,
         "blueprint": blueprint if blueprint != "auto" else grown.blueprint,
         "target_only": target_only,
-        "captured": len(target[1]),
+        "captured": len(start.target[1]),
         "growth_seed": seed,
     }
-    save_network(path, grown.network, grafts=grown.grafts, acceptance=grown.acceptance, metadata=note)
+    save_network(
+        path, grown.network, grafts=grown.grafts, acceptance=grown.acceptance, metadata=note, foreign=start.foreign
+    )
     discard_run(run)
     if picture is not None:
         grown.save_picture(picture)
@@ -191,20 +189,3 @@ def _resumable(*, quiet: bool) -> Iterator[None]:
         if not quiet:
             console(stderr=True).print("interrupted; the same call with --resume goes on")
         raise
-
-
-@contextmanager
-def _watched(text: str, *, quiet: bool) -> Iterator[tuple[Progress, Callable[[Event], None] | None]]:
-    """A live table on a terminal; a plain bar, or nothing, elsewhere."""
-    err = console(stderr=True)
-    if quiet or not err.is_interactive:
-        with progress(text, quiet=quiet) as on_step:
-            yield on_step, None
-        return
-    from rich.live import Live
-
-    from kasmina_trainer.evolve.live import LiveTable
-
-    table = LiveTable(text)
-    with Live(table, console=err, transient=True, refresh_per_second=4):
-        yield table.step, table

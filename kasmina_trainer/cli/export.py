@@ -12,9 +12,10 @@ from kasmina_edge.cli.output import emit, rows_table, size_text
 from kasmina_edge.errors import InputError
 from kasmina_trainer.cli import captured as captures
 from kasmina_trainer.cli.options import GROWN_FILE, HOST_FILE, Captured, Json, Out, Seed, Simulated
+from kasmina_trainer.cli.own_network import both_worlds, export_grown, load_grown
 from kasmina_trainer.cli.progress import busy
 from kasmina_trainer.datasets import digits
-from kasmina_trainer.datasets.scenes import set_aside
+from kasmina_trainer.datasets.scenes import divide
 
 if TYPE_CHECKING:
     from kasmina_edge.bundle import Bundle
@@ -64,6 +65,10 @@ def export(
     require_mapping: Annotated[
         bool, typer.Option("--require-mapping", help="Fail where an Edge TPU would not run all of it.")
     ] = False,
+    host: Annotated[
+        Path | None,
+        typer.Option("--host", help="For a checkpoint that grew on your own network: its .pt2 or .onnx."),
+    ] = None,
     parent: Annotated[
         Path | None, typer.Option("--parent", help="The host's bundle, under grafts; the newest in OUT when left out.")
     ] = None,
@@ -89,8 +94,10 @@ def export(
         **form,
     }
     if model is not None and not export_model.is_checkpoint(model):
-        if checkpoint or parent or captured or simulated:
-            raise InputError("--checkpoint, --parent, --captured and --simulated belong to a checkpoint, MODEL is none")
+        if checkpoint or host or parent or captured or simulated:
+            raise InputError(
+                "--checkpoint, --host, --parent, --captured and --simulated belong to a checkpoint, MODEL is none"
+            )
         with busy("Reading, quantizing and checking against torch", quiet=as_json):
             bundle, more, made = export_model.export_file(
                 model,
@@ -101,6 +108,25 @@ def export(
                 labels=labels,
                 layout=layout,
                 input_shape=input_shape,
+                options=options,
+            )
+    elif host is not None:
+        more = ()
+        rows_of = both_worlds(host, calibration, captured)
+        saved, own_network = load_grown(model or checkpoint or out / GROWN_FILE, host)
+        own = name or export_model.bundle_name(host)
+        version = version or "1.1.0"
+        with busy("Quantizing and checking against torch", quiet=as_json):
+            bundle, made = export_grown(
+                saved,
+                own_network,
+                own,
+                version=version,
+                parent=_parent(parent, out, own),
+                calibration=rows_of[0],
+                held_out=held_out,
+                captured=rows_of[1],
+                labels=labels,
                 options=options,
             )
     else:
@@ -118,6 +144,8 @@ def export(
     manifest = bundle.manifest
     rows = [("bundle", f"{manifest.id}, {len(manifest.grafts)} grafts, content {manifest.content_digest()[:12]}")]
     rows += more
+    if manifest.acceptance is not None and not manifest.acceptance.accepted:
+        rows.append(("gate", f"REFUSED what grew: {'; '.join(manifest.acceptance.reasons)}; grow it again before use"))
     for entry in manifest.models:
         rows.append((entry.engine, f"{size_text(entry.file.size_bytes)}, {export_model.proof(manifest, entry)}"))
     rows += [*exported.report_rows(report), *exported.estimate_rows(bundle), *export_model.mapping_rows(bundle)]
@@ -152,7 +180,8 @@ def _parent(parent: Path | None, out: Path, name: str) -> Bundle:
     if not hosts:
         raise InputError(
             f"{out}: no bundle of the host below these grafts",
-            f"Export the host first (kasmina-trainer export --checkpoint {out / HOST_FILE}), or pass --parent.",
+            f"Export the host first (kasmina-trainer export --checkpoint {out / HOST_FILE}, or your own .pt2), or pass "
+            "--parent.",
         )
     return max(hosts, key=lambda bundle: bundle.manifest.version_key())
 
@@ -177,10 +206,11 @@ def _export(
     frames = [(parts.check.nhwc(), parts.check.y), (parts.probes.nhwc(), parts.probes.y)]
     if saved.grafts:
         x, y = captures.target(captured, simulated, parts.camera, seed)
-        aside = set_aside(x, seed=int(saved.metadata.get("growth_seed", seed)))
+        divided = divide(x, seed=int(saved.metadata.get("growth_seed", seed)))
         x = digits.to_nhwc(x)
-        calibration, domains["captured"] = np.concatenate([calibration, x[~aside]]), x[~aside]
-        frames.append((x[aside], y[aside]))
+        domains["captured"] = x[divided.learn]
+        calibration = np.concatenate([calibration, x[divided.learn]])
+        frames.append((x[divided.judge], y[divided.judge]))
     held_out = np.concatenate([x for x, _ in frames])
     truth = np.concatenate([y for _, y in frames])
     bundle = export_bundle(

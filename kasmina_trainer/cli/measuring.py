@@ -1,12 +1,14 @@
-"""What a grown digits network costs on a target: its int8 file, made once for every build of network."""
+"""What a grown network costs on a target: its int8 file, made once for every build of network."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from kasmina_edge.errors import InputError
-from kasmina_trainer.datasets.digits import DigitSplits
 
 if TYPE_CHECKING:
     from kasmina_trainer.acceptance import AcceptanceLimits
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
 _CALIBRATION, _HELD_OUT = 128, 64  # frames; what a network costs does not depend on them
 _BYTES = 1000
+
+Frames = npt.NDArray[np.float32]
 
 
 def limits_of(
@@ -45,10 +49,15 @@ def limits_of(
     )
 
 
-def int8_files(parts: DigitSplits) -> Measure:
+def int8_files(calibration: Frames, held_out: Frames, *, channels_last: bool = True) -> Measure:
     """Float answers, and the int8 file that the simulator reads.
 
     Two networks of the same operations and shapes have one file here: its price is the same, whatever its weights.
+
+    Args:
+        calibration: Frames as the app has them.  # (N, H, W, C), (N, L, C) or (N, C)
+        held_out: More of them.
+        channels_last: As `layout.as_app`.
     """
     files: dict[Any, bytes] = {}
 
@@ -60,7 +69,10 @@ def int8_files(parts: DigitSplits) -> Measure:
         build = (tuple(network.growths), *((name, tuple(v.shape)) for name, v in module.state_dict().items()))
         if build not in files:
             files[build] = export_tflite(
-                module, calibration=parts.host.nhwc()[:_CALIBRATION], held_out=parts.probes.nhwc()[:_HELD_OUT]
+                module,
+                calibration=calibration[:_CALIBRATION],
+                held_out=held_out[:_HELD_OUT],
+                channels_last=channels_last,
             ).data
         return Measured(torch_predictor(network), files[build])
 

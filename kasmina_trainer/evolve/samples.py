@@ -12,7 +12,7 @@ from torch import nn
 
 from kasmina_edge.errors import InputError
 from kasmina_trainer.datasets.digits import Samples, image_digests
-from kasmina_trainer.datasets.scenes import HOLDOUT_SHARE, scene_groups, set_aside
+from kasmina_trainer.datasets.scenes import HOLDOUT_SHARE, divide, scene_groups
 
 SMALLEST_SOURCE = 20
 _LABEL_THEM = "Label every row, or leave the unlabelled ones out."
@@ -58,7 +58,8 @@ def held_out(
     Args:
         name: What they are, for messages.
         samples: Inputs and labels.
-        holdout: What to judge by; None: a quarter of ``samples``, in whole scenes.
+        holdout: What to judge by; None: a quarter of ``samples``, in whole scenes. Rows that are too like one of them
+            to be learned from are left out then.
         seed: Chooses the scenes.
         classes: As in `checked`.
         least: Rows that the gate asks for; fewer of its own making are refused here, before anything is trained.
@@ -69,15 +70,17 @@ def held_out(
     """
     x, y = checked(name, samples, classes)
     if holdout is None:
-        aside = set_aside(x, share=HOLDOUT_SHARE, seed=seed)
-        judged = x[aside], y[aside]
-        if len(x) >= SMALLEST_SOURCE and aside.sum() < max(1, least):
+        parts = divide(x, share=HOLDOUT_SHARE, seed=seed)
+        judged = x[parts.judge], y[parts.judge]
+        few_judge, few_learn = parts.judge.sum() < max(1, least), parts.learn.sum() < SMALLEST_SOURCE
+        if len(x) >= SMALLEST_SOURCE and (few_judge or (few_learn and parts.between.any())):
             raise InputError(
-                f"{name}: {len(x)} rows of {len(np.unique(scene_groups(x)))} scenes, and a quarter in whole scenes is "
-                f"{aside.sum()} rows to judge by; at least {max(1, least)} are needed",
+                f"{name}: {len(x)} rows of {len(np.unique(scene_groups(x)))} scenes give {parts.judge.sum()} to judge "
+                f"by (a quarter, in whole scenes; {max(1, least)} are needed) and {parts.learn.sum()} to learn from "
+                f"({SMALLEST_SOURCE} are needed); {parts.between.sum()} are too like those that judge",
                 f"Capture more scenes, or pass held-out rows (holdout_{'clean' if name == 'train' else name}=).",
             )
-        x, y = x[~aside], y[~aside]
+        x, y = x[parts.learn], y[parts.learn]
     else:
         judged = checked(f"held-out {name}", holdout, classes)
         shared = set(image_digests(x)) & set(image_digests(judged[0]))
@@ -93,6 +96,12 @@ def held_out(
             "A graft that sees one class learns to answer it always; capture others as well.",
         )
     return (x, y), judged
+
+
+def border_note(name: str, samples: Samples, learn: Samples, judge: Samples, holdout: Samples | None) -> list[str]:
+    """What `held_out` left out because it is too like rows that judge, as a sentence; [] where that is nothing."""
+    left = len(samples[0]) - len(learn[0]) - (len(judge[0]) if holdout is None else 0)
+    return [f"{name}: {left} of {len(samples[0])} rows were left out, too like rows that judge"] if left else []
 
 
 def check_shapes(rows: Mapping[str, Samples]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from kasmina_edge.errors import InputError
 from kasmina_trainer.blueprints.port import Port
 from kasmina_trainer.datasets.digits import Samples
-from kasmina_trainer.datasets.scenes import HOLDOUT_SHARE, set_aside
+from kasmina_trainer.datasets.scenes import HOLDOUT_SHARE, divide
 from kasmina_trainer.evolve.arms import Candidate, name_of, price_of
 from kasmina_trainer.evolve.budget import Allowance
 from kasmina_trainer.evolve.events import Event, Listener
@@ -38,13 +38,13 @@ def race_rows(clean: Samples, target: Samples, seed: int, *, target_only: bool) 
     """
     parts = []
     for name, (x, y) in (("train", clean), ("target", target)):
-        aside = set_aside(x, share=HOLDOUT_SHARE, seed=seed + 1)
-        if not aside.any():
+        divided = divide(x, share=HOLDOUT_SHARE, seed=seed + 1)
+        if not divided.judge.any() or not divided.learn.any():
             raise InputError(
                 f"{name}: {len(x)} rows to learn from show too few scenes to set a quarter aside for a race",
                 "Capture more scenes, or grow one blueprint by name, which races nothing.",
             )
-        parts.append(((x[~aside], y[~aside]), (x[aside], y[aside])))
+        parts.append(((x[divided.learn], y[divided.learn]), (x[divided.judge], y[divided.judge])))
     learn = (parts[1][0],) if target_only else (parts[0][0], parts[1][0])
     return RaceRows(learn, parts[0][1], parts[1][1])
 

@@ -32,6 +32,7 @@ from kasmina_edge.safety.drift import domain_statistics
 from kasmina_trainer.export import documents, flatbuffer, judging, mapping, models, onnx, parity, refusals, tflite
 from kasmina_trainer.export.collector import without_collector
 from kasmina_trainer.export.documents import ModelCard
+from kasmina_trainer.export.guarding import GuardFrames, guard_file
 from kasmina_trainer.export.judging import Judge, Measured
 from kasmina_trainer.export.layout import AppModule, as_app, float_outputs
 from kasmina_trainer.export.models import Built, Proof, thinned
@@ -91,6 +92,7 @@ def export_bundle(
     channels_last: bool = True,
     card: ModelCard | None = None,
     require_mapping: bool = False,
+    guard: GuardFrames | None = None,
 ) -> Bundle:
     """Export a network as an unsigned bundle.
 
@@ -106,7 +108,8 @@ def export_bundle(
             16; at most 400 are used, evenly from the whole array.  # (N, H, W, C), (N, L, C) or (N, C)
         held_out: Frames and labels that nothing was trained or calibrated on; parity is measured on them. None for
             labels that are not known; what ``measured`` asks for, for a detector.  # (M, H, W, C), (M,)
-        labels: Class names in the order of the network's answers; without them, the outputs are the app's business.
+        labels: Class names in the order of the network's answers, its first output; without them, the outputs are the
+            app's business.
         domains: Reference frames of every domain the network was accepted on, for the drift statistics.
         probes: Labelled reference probes. A bundle with a parent carries its parent's, byte for byte.
         parent: The bundle this network grew from, or its file: its quantization is kept where that costs little
@@ -132,6 +135,7 @@ def export_bundle(
         channels_last: As `layout.as_app`.
         card: What people say of the network, for the model card.
         require_mapping: Fail where an Edge TPU profile's file does not map as a whole.
+        guard: Good frames for the alarm that the device raises about others, by an output of statistics.
 
     Raises:
         InputError: Shapes or counts do not fit, frames or weights are unusable, grafts without a parent, or a form that
@@ -189,6 +193,11 @@ def export_bundle(
     files = {path: data for model in built for path, data in model.files.items()}
     probe_entry, probe_file = _probes(probes, parent)
     files.update(probe_file)
+    watch = None
+    if guard is not None:
+        seen = tuple(_preprocess(np.asarray(x, np.float32), pre) for x in (guard.frames, guard.held_out))
+        watch, body = guard_file(guard, files[models.TFLITE_PATH], (seen[0], seen[1]), app.output_names)
+        files[watch.file.path] = body
     lite = built[0]
     mapped = mapping.report(lite.files[lite.entry.file.path], target)
     if require_mapping:
@@ -205,8 +214,8 @@ def export_bundle(
         profile=profile,
         inputs=(ModelIO(name=lite.entry.inputs[0].name, shape=(1, *frames.shape[1:])),),
         outputs=tuple(
-            ModelIO(name=own, shape=shape, labels=tuple(labels))
-            for own, shape in zip(app.output_names, app.output_shapes, strict=True)
+            ModelIO(name=own, shape=shape, labels=() if at and head == "classification" else tuple(labels))
+            for at, (own, shape) in enumerate(zip(app.output_names, app.output_shapes, strict=True))
         ),
         head=head,
         preprocessing=pre,
@@ -219,6 +228,7 @@ def export_bundle(
         probes=probe_entry,
         acceptance=acceptance,
         provenance=notes,
+        guard=watch,
     )
     body = documents.bill_of_materials(manifest, card or ModelCard(), built, module, judge.compares)
     document = FileEntry.of(documents.PATH, body)
@@ -280,7 +290,7 @@ def _judge(
 ) -> Judge:
     reference = float_outputs(app, frames)
     if head == "classification":
-        if len(reference) != 1 or reference[0].ndim != 2 or reference[0].shape[1] != len(labels):
+        if reference[0].ndim != 2 or reference[0].shape[1] != len(labels):
             found = ", ".join(str(r.shape[1:]) for r in reference)
             raise InputError(f"the network answers {found}, {len(labels)} labels were given")
         known = None if truth is None else np.asarray(truth)

@@ -133,10 +133,10 @@ BOXES = "boxes that the float network gives too"
 
 
 def classification(reference: Answers, labels: Array | None) -> Measured:
-    """Top answers of one output of classes; accuracy where the labels are known."""
-    if len(reference) != 1 or reference[0].ndim != 2:
+    """Top answers of a first output of classes; accuracy where the labels are known."""
+    if reference[0].ndim != 2:
         raise InputError(
-            f"a classification has one output (N, classes), the network gives {[r.shape for r in reference]}"
+            f"a classification's first output is (N, classes), the network gives {[r.shape for r in reference]}"
         )
 
     def right(answers: Answers) -> float | None:

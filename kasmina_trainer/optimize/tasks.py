@@ -12,7 +12,7 @@ from torch import nn
 
 from kasmina_edge.errors import InputError
 from kasmina_trainer.datasets import digits
-from kasmina_trainer.datasets.scenes import set_aside
+from kasmina_trainer.datasets.scenes import divide
 from kasmina_trainer.optimize.building import Task
 from kasmina_trainer.optimize.samples import Frames, frame_groups, halves, read_frames
 
@@ -124,13 +124,14 @@ def _digits(module: nn.Module, seed: int, saved: Checkpoint | None, captures: Ca
     else:
         growth_seed = int(metadata["growth_seed"])
         x, y = captures(parts.camera, growth_seed)
-        aside = set_aside(x, seed=growth_seed)
-        if not aside.any():
+        grown = divide(x, seed=growth_seed)
+        if not grown.judge.any():
             raise InputError(f"{len(x)} captured frames, and growth set none of them aside: nothing judges the grafts")
-        choose = np.zeros(len(x), np.bool_)
-        choose[aside] = set_aside(x[aside], share=0.5, seed=growth_seed)
+        choose, confirm = np.zeros(len(x), np.bool_), np.zeros(len(x), np.bool_)
+        halved = divide(x[grown.judge], share=0.5, seed=growth_seed)
+        choose[grown.judge], confirm[grown.judge] = halved.judge, halved.learn
         frames = digits.to_nhwc(x)
-        for part, which in ((learn, ~aside), (held_out, choose), (final, aside & ~choose)):
+        for part, which in ((learn, grown.learn), (held_out, choose), (final, confirm)):
             part.append((frames[which], y[which]))
     return Task(module, *_joined(learn), *_joined(held_out), *_joined(final))
 

@@ -1,7 +1,7 @@
 """A picture of a data set, as one SVG that stands alone, and a sketch of it for a terminal.
 
-A panel is one of four things, told by its kind: an ``image`` (H, W) in [0, 1], a ``series`` (C, L), ``points`` (N, 2)
-with a class each, or a ``text``.
+A panel is one of four things, told by its kind: an ``image`` (H, W), or (H, W, 3) in colour, in [0, 1], a ``series``
+(C, L), ``points`` (N, 2) with a class each, or a ``text``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from kasmina_trainer.pages.grey_pictures import png_link
 SIDE, HEAD, GAP, ACROSS = 220.0, 22.0, 14.0, 4
 INK = ("#2f5fb3", "#d1740a", "#0b7a5b", "#7a4fb5", "#b3261e", "#566270", "#8a6d00", "#00798c")
 MOST_POINTS, MOST_STEPS = 1500, 400
+LETTERS = 33
+"""Of a title that stand above a panel in full size; longer ones are set smaller."""
 _STYLE = "text{font:13px system-ui,sans-serif;fill:#1b2430}.t{font:12px ui-monospace,monospace}.s{fill:#566270}"
 _SHADES = " .:-=+*#%@"
 Array = npt.NDArray[Any]
@@ -45,7 +47,8 @@ class Panel:
     def __post_init__(self) -> None:
         if isinstance(self.values, str) != (self.kind == "text"):
             raise InputError(f"panel {self.title!r}: {self.kind} and {type(self.values).__name__} do not fit")
-        if isinstance(self.values, np.ndarray) and (self.values.ndim != 2 or not self.values.size):
+        coloured = self.kind == "image" and isinstance(self.values, np.ndarray) and self.values.shape[2:] == (3,)
+        if isinstance(self.values, np.ndarray) and not coloured and (self.values.ndim != 2 or not self.values.size):
             raise InputError(f"panel {self.title!r}: {self.kind} of shape {self.values.shape}, expected two axes")
         if self.kind == "points" and isinstance(self.values, np.ndarray) and self.values.shape[1] != 2:
             raise InputError(f"panel {self.title!r}: points of shape {self.values.shape}, expected (N, 2)")
@@ -68,7 +71,8 @@ def picture(panels: Sequence[Panel], *, title: str, caption: str = "") -> str:
     ]
     for i, panel in enumerate(panels):
         left, top = GAP + i % across * (SIDE + GAP), 44 + i // across * (SIDE + HEAD + GAP)
-        shapes.append(element("text", panel.title, x=coordinate(left), y=coordinate(top + 14)))
+        spelled = {"style": f"font-size:{13 * LETTERS / len(panel.title):.1f}px"} if len(panel.title) > LETTERS else {}
+        shapes.append(element("text", panel.title, x=coordinate(left), y=coordinate(top + 14), **spelled))
         box: dict[str, Content] = {"width": SIDE, "height": SIDE, "fill": "#f6f7f9", "stroke": "#d9dfe6"}
         frame = element("rect", x=coordinate(left), y=coordinate(top + HEAD), **box)
         shapes += [frame, _drawn(panel, left, top + HEAD)]
@@ -94,6 +98,7 @@ def sketch(panel: Panel, *, width: int = 56, height: int = 20) -> str:
     if panel.kind == "image":
         rows = np.arange(height) * values.shape[0] // height
         columns = np.arange(width) * values.shape[1] // width
+        values = values.mean(2) if values.ndim == 3 else values
         shades = np.clip(values[np.ix_(rows, columns)] * (len(_SHADES) - 1), 0, len(_SHADES) - 1).round().astype(int)
         return "\n".join("".join(_SHADES[s] for s in row) for row in shades)
     canvas = np.full((height, width), " ")

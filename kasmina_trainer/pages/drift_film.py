@@ -138,13 +138,15 @@ def _curve(frames: Sequence[Frame], alarms: Sequence[tuple[int, str]], begin: in
     for sample, class_, words in ((begin, "thin l-soft dash", "change begins"), *_first(alarms, begin)):
         at = plane.x.at(sample)
         plane.line(at, plane.y.begin, at, plane.y.end, class_)
-        plane.text(at + 5, plane.y.end + (30 if words == "first alarm" else 14), words, class_="tick halo")
+        # below the curve, which is high where a change begins
+        plane.text(at + 5, plane.y.begin - (18 if words == "first alarm" else 36), words, class_="tick halo")
     for sample, words in alarms[:100]:
         plane.dot(plane.x.at(sample), plane.y.begin - 6, 3.5, "dot hot", f"{sample:,}: {words}")
     step = len(frames) * FRAME_S
     cursor = element("line", x1=0, x2=0, y1=plane.y.begin, y2=plane.y.end, class_="cursor")
     plane.shapes.append(cursor)
-    return plane.figure(f"Red dots are alarms. A frame lasts {FRAME_S:g} s, the film {step:.0f} s.")
+    told = "Red dots are alarms; the green line is at the frame above."
+    return plane.figure(f"{told} A frame lasts {FRAME_S:g} s, the film {step:.0f} s.")
 
 
 def _first(alarms: Sequence[tuple[int, str]], begin: int) -> list[tuple[int, str, str]]:

@@ -1,4 +1,4 @@
-"""Grey pictures in rows under their names: an SVG that holds them as PNG, with no library for pictures."""
+"""Grey pictures in rows under their names, as an SVG that holds them as PNG; single ones may have colours."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _MARGIN, _NAME_HEIGHT = 8, 18
 
 
 def png(picture: Pictures) -> bytes:
-    """One grey picture as a PNG of 8 bits.
+    """One picture as a PNG of 8 bits a colour.
 
     Args:
-        picture: Values in [0, 1]; others are held at the ends.  # (H, W)
+        picture: Values in [0, 1]; others are held at the ends.  # (H, W), or (H, W, 3) in colour
 
     Raises:
-        InputError: It has other axes than height and width.
+        InputError: It has other axes than height, width and three colours.
     """
-    if picture.ndim != 2 or not picture.size:
-        raise InputError(f"picture of shape {picture.shape}: expected (height, width)")
+    if not picture.size or (picture.ndim != 2 and picture.shape[2:] != (3,)):
+        raise InputError(f"picture of shape {picture.shape}: expected (height, width), or (height, width, 3)")
     pixels = np.round(np.clip(picture, 0, 1) * 255).astype(np.uint8)
-    height, width = pixels.shape
-    lines = np.zeros((height, width + 1), np.uint8)  # each line begins with its filter: none
-    lines[:, 1:] = pixels
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    height, width = pixels.shape[:2]
+    lines = np.zeros((height, 1 + pixels[0].size), np.uint8)  # each line begins with its filter: none
+    lines[:, 1:] = pixels.reshape(height, -1)
+    header = struct.pack(">IIBBBBB", width, height, 8, 2 if pixels.ndim == 3 else 0, 0, 0, 0)
     parts = (b"IHDR", header), (b"IDAT", zlib.compress(lines.tobytes(), 9)), (b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(name, data) for name, data in parts)
 

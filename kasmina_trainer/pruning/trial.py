@@ -104,8 +104,10 @@ def pruned(
         finetune: Trains what is left.
 
     Raises:
-        InputError: So much cannot go, or a value of the network is not finite; it was put back.
+        InputError: Frames or labels that are no tensors, or of other numbers; so much cannot go, or a value of the
+            network is not finite; it was put back.
     """
+    _require_tensors(frames, labels)
     _require_finite(network, "before it was pruned")
     before = Snapshot(network)
     kept = False
@@ -127,6 +129,14 @@ def pruned(
     finally:
         if not kept:
             before.put_back()
+
+
+def _require_tensors(frames: object, labels: object) -> None:
+    if not isinstance(frames, torch.Tensor):
+        raise InputError(f"frames are {type(frames).__name__}, expected a tensor (N, C, ...)", "torch.from_numpy(x).")
+    if labels is not None and (not isinstance(labels, torch.Tensor) or labels.shape != frames.shape[:1]):
+        found = tuple(labels.shape) if isinstance(labels, torch.Tensor) else type(labels).__name__
+        raise InputError(f"labels are {found}, expected a tensor ({len(frames)},), one a frame, or None")
 
 
 def _require_finite(network: nn.Module, when: str) -> None:

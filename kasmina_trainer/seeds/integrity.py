@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from kasmina_edge.errors import InputError
+from kasmina_trainer.seeds.traced_host import as_ordinary
 
 
 class Watched(Protocol):
@@ -29,8 +30,8 @@ class Watched(Protocol):
 
 
 def freeze(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` that will not learn: evaluation mode, no gradients."""
-    return copy.deepcopy(model).requires_grad_(False).eval()
+    """A copy of ``model`` that will not learn: evaluation mode, no gradients; see `as_ordinary`."""
+    return as_ordinary(copy.deepcopy(model)).requires_grad_(False).eval()
 
 
 def hash_state(state: Mapping[str, torch.Tensor]) -> str:

@@ -233,8 +233,10 @@ class SeededNetwork(Around):
             reason: For the record.
 
         Raises:
-            InputError: A site is not probing, or the measurement refused it.
+            InputError: Nothing has grown, a site is not probing, or the measurement refused it.
         """
+        if not self.grafts:
+            raise InputError(f"nothing has grown at {', '.join(self.sites)}: nothing to accept", "Grow a graft first.")
         probing = [name for name in self._sites if self.states[name] is SiteState.PROBING]
         chosen = probing if sites is None else list(sites)
         if acceptance is not None and not acceptance.accepted:

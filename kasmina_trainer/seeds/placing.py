@@ -166,6 +166,9 @@ class Placement:
     def settle(self, watched: Collection[str] = ()) -> None:
         """Put the sites that have grown, or are watched, into the flow, and take the others out of it."""
         wanted = {name for name, site in self.sites.items() if site.branch is not None or name in watched}
+        rewritten = any(self.sites[name].kind == "node" or name in self._contexts for name in wanted)
+        if rewritten:
+            wanted |= set(self._contexts)  # the rewritten flow calls them with two values, which a bare module refuses
         for name, site in self.sites.items():
             if (name in wanted) == (name in self._in):
                 continue
@@ -174,7 +177,6 @@ class Placement:
             elif site.kind == "hooked":
                 _hook(self._host.get_submodule(name), site if name in wanted else None)
         self._in = wanted
-        rewritten = any(self.sites[name].kind == "node" or name in self._contexts for name in wanted)
         if self._flow is not None and rewritten:
             self._host.forward = self._flow
         else:

@@ -11,11 +11,11 @@ class Draw:
 
     def __init__(self, count: int, batch: int, generator: torch.Generator) -> None:
         self.order = torch.empty(0, dtype=torch.int64)
-        self._count, self._batch, self._generator = count, batch, generator
+        self.count, self._batch, self._generator = count, batch, generator
 
     def __next__(self) -> torch.Tensor:
         while len(self.order) < self._batch:
-            self.order = torch.cat([self.order, torch.randperm(self._count, generator=self._generator)])
+            self.order = torch.cat([self.order, torch.randperm(self.count, generator=self._generator)])
         rows, self.order = self.order[: self._batch], self.order[self._batch :]
         return rows
 

@@ -65,8 +65,14 @@ def restore(
     draws: Sequence[Draw],
     generator: torch.Generator,
 ) -> list[float]:
-    """Put a state back; gives the losses so far."""
+    """Put a state back; gives the losses so far.
+
+    Raises:
+        InputError: An array is missing or of another shape, or holds what no training keeps there. Parameters, order
+            and generator are untouched then.
+    """
     arrays = state.arrays
+    _check_course(state, optimizer, draws)
     for parameter in parameters:
         optimizer.state[parameter] = {
             "step": torch.zeros(()),
@@ -83,8 +89,41 @@ def restore(
         if not torch.equal(place, value):  # a frozen host's buffers stay untouched, not merely equal
             place.copy_(value)
     for i, draw in enumerate(draws):
-        draw.order = torch.from_numpy(np.array(arrays[f"order.{i}"]))
+        draw.order = torch.from_numpy(np.array(arrays[f"order.{i}"], np.int64))
     for group, (rate, *betas) in zip(optimizer.param_groups, arrays["rates"].tolist(), strict=True):
         group["lr"], group["betas"] = rate, tuple(betas)
     generator.set_state(torch.from_numpy(np.array(arrays["generator"])))
     return [float(value) for value in arrays["losses"]]
+
+
+def _check_course(state: TrainingState, optimizer: torch.optim.Optimizer, draws: Sequence[Draw]) -> None:
+    """Whether everything besides the learning tensors is there: order of rows, rates, generators, losses.
+
+    Raises:
+        InputError: It is not; the array is named, with what was found and what was expected.
+    """
+    arrays, bytes_ = state.arrays, torch.Generator().get_state().numel()
+    shapes: dict[str, tuple[int, ...] | None] = {f"order.{i}": None for i in range(len(draws))}
+    shapes |= {"rates": (len(optimizer.param_groups), 3), "generator": (bytes_,), "noise": (bytes_,)}
+    shapes |= {"losses": (state.step,), "peak_bytes": (1,)}
+    for name, shape in shapes.items():
+        if name not in arrays:
+            raise InputError(f"the state is of another training: {name} is missing, it holds {len(arrays)} arrays")
+        if shape is not None and arrays[name].shape != shape:
+            raise InputError(f"the state is of another training: {name} is {arrays[name].shape}, expected {shape}")
+    for i, draw in enumerate(draws):
+        order = arrays[f"order.{i}"]
+        if (
+            order.ndim != 1
+            or order.dtype.kind != "i"
+            or (order.size and not 0 <= order.min() <= order.max() < draw.count)
+        ):
+            raise InputError(
+                f"the state is of another training: order.{i} is {order.shape} {order.dtype}, expected numbers of "
+                f"{draw.count} rows"
+            )
+    for name in ("generator", "noise"):
+        try:
+            torch.Generator().set_state(torch.from_numpy(np.array(arrays[name])))
+        except (RuntimeError, TypeError) as exc:
+            raise InputError(f"the state is of another training: {name} is no generator ({str(exc)[:80]})") from exc

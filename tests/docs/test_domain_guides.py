@@ -1,4 +1,4 @@
-"""The guides of toys, clusters and activities: their code runs, with fewer steps; commands and links exist."""
+"""The guides of toys, clusters, activities and Tiny-CLIP: their code runs with fewer steps; commands, links exist."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.run import module_names
 from kasmina_trainer.cli.app import app
 
 GUIDES = Path(__file__).resolve().parents[2] / "docs/guides"
-NAMES = ("toys", "clusters", "activities")
+NAMES = ("toys", "clusters", "activities", "tiny-clip")
 
 
 def code(name: str) -> str:
@@ -43,6 +43,26 @@ def test_the_code_of_activities_runs(capsys: pytest.CaptureFixture[str]) -> None
     assert "'walking'" in capsys.readouterr().out
     assert sum(p.numel() for p in names["host"].parameters()) == 28_326
     assert len(names["twelve"].labels) == 12
+
+
+def test_the_code_of_tiny_clip_runs_up_to_what_needs_private_pairs_or_a_device(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = (GUIDES / "tiny-clip.md").read_text().split("## Private pairs")[0]
+    told = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    for long, short in (
+        ("10_000", "200"),
+        ("3000", "100"),
+        ("1500", "60"),
+        ("steps=600", "steps=2"),
+        ("steps=250", "steps=2"),
+    ):
+        assert long in told
+        told = told.replace(long, short)
+    names: dict[str, Any] = {}
+    exec(told, names)
+    assert "picture to text R@1" in capsys.readouterr().out
+    assert len(names["named"]) == 50 and set(names["seeds"].growths) == {"input", "blocks.3.site", "site"}
 
 
 @pytest.mark.parametrize("name", NAMES)

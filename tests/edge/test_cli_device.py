@@ -130,6 +130,36 @@ def test_a_second_deploy_keeps_the_first_to_return_to(
     assert "digits 1.1.0" in capsys.readouterr().out
 
 
+def test_deploy_says_that_the_gate_refused_what_grew(
+    deployed: Path, tmp_path: Path, desk: Repository, capsys: Read
+) -> None:
+    host = make_bundle()
+    good, bad = grafted(host, "1.1.0"), grafted(host, "1.2.0", seed=2, accepted=False)
+    unmeasured = grafted(host, "1.3.0", seed=3)
+    unmeasured = Bundle(unmeasured.manifest.model_copy(update={"acceptance": None}), unmeasured.files, {})
+    said = {}
+    for bundle in (good, bad, unmeasured):
+        call = ["deploy", str(write(desk, bundle, tmp_path)), "--data", str(deployed)]
+        capsys.readouterr()
+        assert main(call) == 0
+        said[bundle.manifest.version] = " ".join(capsys.readouterr().out.split())
+        assert main([*call, "--json"]) == 0
+        value = json.loads(capsys.readouterr().out)
+        assert bool(value["doubt"]) == (bundle is not good)
+        assert (value["acceptance"] or {}).get("accepted") == {"1.1.0": True, "1.2.0": False}.get(value["version"])
+    assert "acceptance gate" not in said["1.1.0"]
+    assert "REFUSED by the acceptance gate (clean accuracy lost)" in said["1.2.0"]
+    assert "depthwise at s1" in said["1.2.0"] and "`kasmina-edge rollback` takes it back" in said["1.2.0"]
+    assert "was never measured by the acceptance gate" in said["1.3.0"]
+
+
+def test_a_refused_first_bundle_has_nothing_to_roll_back_to(tmp_path: Path, desk: Repository, capsys: Read) -> None:
+    path = write(desk, grafted(make_bundle(), "1.2.0", accepted=False), tmp_path)
+    assert main(["deploy", str(path), "--data", str(tmp_path / "data")]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "deploy the host's bundle instead" in out and "rollback" not in out
+
+
 def test_without_a_bundle_the_newest_acceptable_one_is_taken(
     tmp_path: Path, desk: Repository, capsys: Read, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,7 @@ SIGNED_DIGESTS = {
     "contracts-2/ChangePlan": "c97f09b44d150c2e7791613f617adeac6c6ee0f2a06459a264a463c138993560",
     "contracts-2/HardwareProfile": "d415bcedabdff577a8c61d25f8abdfdb027fa43ab5be4b44db54a5218616e8e7",
     "contracts-3/BundleManifest": "aa2cea985ef048692033c2d2ffd8d14811150be0ba9ac42467b77a2ec6432601",
+    "contracts-4/BundleManifest": "31147ff1f14336f6088afa262f9d80cd2f9bf24bebf990acd2afefee77f78fe2",
 }
 
 

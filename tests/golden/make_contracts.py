@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from kasmina_edge.contracts.canonical import Contract, sha256_hex
 from kasmina_edge.contracts.change_plan import CaptureBudget, CaptureSampling, ChangePlan, Erasure, HealthLimits
 from kasmina_edge.contracts.manifest import (
@@ -16,6 +18,7 @@ from kasmina_edge.contracts.manifest import (
     FeatureStatistics,
     FileEntry,
     Graft,
+    InputGuard,
     ModelFile,
     ModelIO,
     ModelTensor,
@@ -44,6 +47,7 @@ from kasmina_edge.contracts.record import (
     TelemetryRecord,
 )
 from kasmina_edge.contracts.transfer import ChunkRequest
+from kasmina_edge.safety.input_check import InputCheck
 from kasmina_edge.telemetry.sketch import LogHistogram
 
 FOLDER = Path(__file__).resolve().parent / "contracts-1"
@@ -324,6 +328,41 @@ def accelerated_profile() -> HardwareProfile:
     return profile.model_copy(update={"accelerator_device": "usb:1", "engines": ("auto",)})
 
 
+def input_check() -> InputCheck:
+    """Three statistics, two directions, two classes."""
+    mean, whitening = np.array([0.5, 0.25, 0.125]), np.array([[1.0, 0], [0, 2], [0.5, 0.25]])
+    return InputCheck(mean, whitening, np.array([[0.0, 1], [2, 0]]), 2.5)
+
+
+def guarded_manifest() -> BundleManifest:
+    """A classification with statistics as its second output, and a guard that reads them."""
+    scales = {"logits": (0.125, -3, (1, 2)), "statistics": (0.0625, -128, (1, 3))}
+    model = ModelFile(
+        file=FileEntry.of("model.tflite", b"guarded"),
+        engine="litert",
+        inputs=(ModelTensor(name="x", shape=(1, 28, 28, 1), dtype="int8", scale=1 / 255, zero_point=-128),),
+        outputs=tuple(
+            ModelTensor(name=f"output{i}", shape=shape, dtype="int8", scale=scale, zero_point=zero)
+            for i, (scale, zero, shape) in enumerate(scales.values())
+        ),
+        selftest=SelfTest(file=FileEntry.of("selftest.litert.npz", b"s5"), samples=64, tolerance=2.0),
+    )
+    return BundleManifest(
+        name="watched",
+        version="1.0.0",
+        release=0,
+        profile="x86-cpu",
+        inputs=(ModelIO(name="frame", shape=(1, 28, 28, 1)),),
+        outputs=tuple(
+            ModelIO(name=name, shape=shape, labels=() if at else ("größer", "kleiner"))
+            for at, (name, (_, _, shape)) in enumerate(scales.items())
+        ),
+        head="classification",
+        models=(model,),
+        guard=InputGuard(output="statistics", file=FileEntry.of("guard.npz", input_check().to_bytes())),
+    )
+
+
 def anchored_report() -> Reported:
     """A report of a data folder with a life, the head of its audit log, and the trace of its last update."""
     report = next(value for value in contracts() if isinstance(value, Reported))
@@ -373,11 +412,14 @@ if __name__ == "__main__":
         capturing_plan(),
     ]
     third: list[Contract] = [detecting_manifest()]
+    fourth: list[Contract] = [guarded_manifest()]
     for folder, values in (
         (FOLDER, contracts()),
         (FOLDER.with_name("contracts-2"), second),
         (FOLDER.with_name("contracts-3"), third),
+        (FOLDER.with_name("contracts-4"), fourth),
     ):
         folder.mkdir(exist_ok=True)
         for value in values:
             (folder / f"{type(value).__name__}.json").write_bytes(value.to_bytes())
+    (FOLDER.parent / "input_check_v1.npz").write_bytes(input_check().to_bytes())

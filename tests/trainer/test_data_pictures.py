@@ -16,7 +16,7 @@ from kasmina_trainer.cli.data_panels import all_data_sets, panels
 from kasmina_trainer.pages.data_picture import Panel, picture, sketch
 from kasmina_trainer.pages.drift_film import Frame, film
 
-QUICK = ("digits", "spirals", "spheres", "parity", "checkerboard", "blobs", "brackets", "reber")
+QUICK = ("digits", "spirals", "spheres", "parity", "checkerboard", "blobs", "brackets", "reber", "captioned-shapes")
 Read = pytest.CaptureFixture[str]
 
 
@@ -77,6 +77,7 @@ def test_sketches_keep_places_and_shades() -> None:
         (lambda: Panel("a", "text", np.zeros((2, 2))), "do not fit"),
         (lambda: Panel("a", "points", np.zeros((5, 3))), "expected (N, 2)"),
         (lambda: Panel("a", "image", np.zeros(4)), "expected two axes"),
+        (lambda: Panel("a", "image", np.zeros((4, 4, 2))), "expected two axes"),
         (lambda: picture([], title="none"), "a picture of nothing"),
         (lambda: film([], [], title="x", lead="y", begin=0), "0 frames"),
     ],

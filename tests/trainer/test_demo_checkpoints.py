@@ -64,7 +64,9 @@ def test_what_the_demo_grew_is_judged_by_what_growth_set_aside(
     grower.release("retune", x, y, ["batch"])
     path = tmp_path / "grown-1.1.0-retune.checkpoint"
     task = read_task(path, None, 0, partial(captured.target, tmp_path / "captured.npz", None))
-    aside = grower.set_aside(x)
+    divided = grower.divide(x)
+    aside = divided.judge
+    assert not divided.between.any()
     assert digests(x[~aside]) <= digests(task.learn)
     assert digests(x[aside]) <= digests(task.held_out) | digests(task.final)
     assert not digests(x[aside]) & digests(task.learn), "nothing is judged by what it learned from"

@@ -127,9 +127,9 @@ def test_repeats_of_a_scene_share_a_group_and_others_do_not():
     assert len(set(image_digests(np.concatenate([scenes, again])))) == 80
 
 
-def test_groups_join_over_a_chain():
-    frames = np.array([[0.0], [0.5], [0.015], [0.03]], np.float32)
-    assert scene_groups(frames).tolist() == [0, 1, 0, 0]
+def test_a_scene_reaches_no_farther_than_its_leader():
+    frames = np.array([[0.0], [0.5], [0.015], [0.03], [0.045]], np.float32)
+    assert scene_groups(frames).tolist() == [0, 1, 0, 3, 3]
 
 
 def test_the_data_need_neither_torch_nor_scikit_learn_imported():

@@ -97,7 +97,7 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "nothing to judge by": ({"holdout_target": (TARGET[0][:0], TARGET[1][:0])}, "held-out target: 0 rows", ""),
     "one scene": (
-        {"target": same_scene(TARGET), "holdout_target": None}, "target: 90 rows of 1 scenes, and a quarter", "Capture",
+        {"target": same_scene(TARGET), "holdout_target": None}, "90 rows of 1 scenes give 0 to judge", "Capture",
     ),
     "one scene to race on": (
         {"train": same_scene(CLEAN), "blueprint": [Arm("se", ("s1",)), Arm("adapter", ("s1",))]},
@@ -127,6 +127,7 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     "answers of another number": (
         {"predictor": lambda network: lambda x: np.zeros(3)}, r"clean: the host gave answers of shape \(3,\)", "",
     ),
+    "a bare number for a blueprint": ({"intensity": {"se": 0.5}}, "intensity of se: 0.5, expected", "gain"),
     "intensity": ({"intensity": 1.5}, "intensity 1.5: expected 0 to 1", ""),
     "intensity in words": ({"intensity": "high"}, "intensity 'high': expected 0 to 1", ""),
     "unknown rival": ({"rival": ("lora",)}, "no rival is called 'lora'", "lora-only"),

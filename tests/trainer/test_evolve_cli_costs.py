@@ -37,7 +37,7 @@ def test_a_limit_without_a_target_is_refused(capsys: pytest.CaptureFixture[str])
 
 
 def test_networks_of_one_build_share_a_file(seeded: SeededNetwork, parts: DigitSplits):
-    measure = int8_files(parts)
+    measure = int8_files(parts.host.nhwc(), parts.probes.nhwc())
     first, again = measure(seeded), measure(seeded.fresh())
     assert first.file and first.file is again.file
     x = parts.probes.x[:5]

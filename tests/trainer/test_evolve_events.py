@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from worlds import small_growth
 
 from kasmina_edge.errors import StorageError
+from kasmina_trainer.evolve import evolve
 from kasmina_trainer.evolve.events import Event, together
 from kasmina_trainer.evolve.live import LiveTable
+from kasmina_trainer.evolve.showing import shown
 from kasmina_trainer.evolve.tensorboard import crc32c, record, scalar_event, scalars
+from kasmina_trainer.training import TrainingSettings
 
+TASK = {"blueprint": "se", "rival": False, "settings": TrainingSettings(steps=3, batch=8)}
 EVENTS = (
     Event("phase", "race", values={"arms": 3}),
     *(Event("step", "depthwise@s1,s2 + se@s3", step, {"loss": 1 / step}) for step in range(1, 200)),
@@ -105,3 +112,49 @@ def test_the_table_shows_the_best_and_what_runs():
     console.print(table)
     text = console.export_text()
     assert "se@s29" in text and "+29.0 points" in text and "0.500" in text and "Growing auto" in text
+
+
+def terminal() -> Console:
+    """A terminal of memory."""
+    return Console(file=io.StringIO(), force_terminal=True, width=100, height=30, _environ={"TERM": "xterm"})
+
+
+def written_on(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_a_growth_shows_itself_on_a_terminal_and_leaves_nothing_behind():
+    console = terminal()
+    with shown("depthwise", None, on=console) as (on_step, tell):
+        assert on_step is not None and tell is not None
+        for event in EVENTS:
+            tell(event)
+        on_step(3, 10)
+    assert "depthwise@s1" in written_on(console) and "captured 90.0 %" in written_on(console)
+    assert written_on(console).rstrip().endswith("\x1b[2K"), "the last thing is a line that is wiped"
+
+
+@pytest.mark.parametrize("case", ["a pipe", "not wanted", "somebody counts"])
+def test_nothing_is_shown_elsewhere(case: str):
+    console = Console(file=io.StringIO()) if case == "a pipe" else terminal()
+    counts = (lambda done, asked: None) if case == "somebody counts" else None
+    with shown("depthwise", counts, wanted=case != "not wanted", on=console) as (on_step, tell):
+        assert on_step is counts and tell is None
+    assert written_on(console) == ""
+
+
+def test_what_grows_is_the_same_to_the_bit_whether_it_is_shown(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    quiet = evolve(small_growth.seeded(), **{**small_growth.task(), **TASK})
+    assert capfd.readouterr() == ("", ""), "a pipe gets nothing"
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm"}.items():
+        monkeypatch.setenv(name, value)  # what rich takes for a terminal
+    seen = evolve(small_growth.seeded(), **{**small_growth.task(), **TASK})
+    out, err = capfd.readouterr()
+    assert "se@" in err and out == ""
+    evolve(small_growth.seeded(), **{**small_growth.task(), **TASK, "progress": False})
+    assert capfd.readouterr() == ("", "")
+    mine, theirs = seen.network.graft_state(), quiet.network.graft_state()
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)

@@ -42,7 +42,7 @@ def texts(svg: str) -> list[tuple[float, float, str, str]]:
 def test_every_part_and_every_figure_is_drawn(grown: SeededNetwork):
     svg = picture(grown, VERDICT, gains={"s1": 0.123}).html
     words = [text for *_, text in texts(svg)]
-    for part in ("stem", "norm", "deep", "head", "depthwise", "at s1", "s2, dormant", "+12.3 points gained"):
+    for part in ("stem", "norm", "deep", "head", "depthwise", "at s1", "s2, dormant", "12.3 points gained"):
         assert any(part in word for word in words), part
     cost = sum(p.numel() for p in grown.graft_parameters("s1"))
     assert any(f"{cost} parameters" in word and "MACs a frame" in word for word in words)
@@ -54,9 +54,24 @@ def test_it_is_told_in_words_as_well(grown: SeededNetwork):
     root = ElementTree.fromstring(picture(grown, VERDICT, gains={"s1": -0.01}).html)
     told = root.find(f"{SVG}desc")
     assert told is not None and told.text == root.attrib["aria-label"]
-    assert "At s1 stands depthwise" in str(told.text) and "gaining -1.0 points), probing." in str(told.text)
+    assert "At s1 stands depthwise" in str(told.text) and "1.0 points lost), probing." in str(told.text)
     assert "Nothing grows at s2." in str(told.text)
     assert root.attrib["role"] == "img" and root.find(f"{SVG}title") is not None
+
+
+@pytest.mark.parametrize(
+    ("gain", "told"), [(-0.027, "2.7 points lost"), (0.027, "2.7 points gained"), (-0.0003, "nothing gained")]
+)
+def test_a_loss_is_called_a_loss(grown: SeededNetwork, gain: float, told: str):
+    for drawn in (picture(grown, VERDICT, gains={"s1": gain}).html, page(grown, VERDICT, gains={"s1": gain})):
+        assert told in drawn and "-2.7 points" not in drawn and "-0.0" not in drawn
+
+
+def test_a_bound_below_zero_loses_nothing(grown: SeededNetwork):
+    better = VERDICT.model_copy(update={"clean_loss_high": -0.004})
+    assert (
+        "none are lost" in picture(grown, better).html and "at most 2.0 points are lost" in picture(grown, VERDICT).html
+    )
 
 
 def test_without_colour_states_still_differ(grown: SeededNetwork):

@@ -167,6 +167,16 @@ def test_accepting_what_is_not_there_changes_nothing(network: SeededNetwork):
     assert network.states["act1"] is A
 
 
+def test_accepting_where_nothing_grew_is_said(network: SeededNetwork):
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"nothing has grown at .*act1.*: nothing to accept") as caught:
+            network.accept()
+        assert "Grow a graft first" in caught.value.next_step
+        network.graft("act1", "adapter")
+        network.withdraw("act1")
+    assert {step.after for step in network.lifecycle.history} == {P, D}
+
+
 class _Falling(GraftBlueprint):
     name, version = "falling", 1
 

@@ -15,7 +15,7 @@ from torch import nn
 from kasmina_edge.errors import InputError
 from kasmina_trainer.cli import captured, main
 from kasmina_trainer.datasets.digits import Digits, Samples, image_digests, split_digits, to_nhwc
-from kasmina_trainer.datasets.scenes import set_aside
+from kasmina_trainer.datasets.scenes import divide
 from kasmina_trainer.optimize import tasks
 from kasmina_trainer.optimize.building import Task
 from kasmina_trainer.optimize.tasks import read_task
@@ -49,7 +49,7 @@ def test_a_grown_network_learns_what_growth_learned_and_is_judged_by_what_it_set
     task = read_task(FILE, None, 0, simulated)
     digits = split_digits(SEED)
     x, y = simulated(digits.camera, GROWTH_SEED)
-    aside = set_aside(x, seed=GROWTH_SEED)
+    aside = divide(x, seed=GROWTH_SEED).judge
     filmed = to_nhwc(x)
     learn, held_out, final = parts_of(task)
     assert digests(filmed[~aside]) <= learn and not digests(filmed[~aside]) & (held_out | final)

@@ -402,3 +402,23 @@ def test_frames_that_the_network_does_not_take_are_refused_in_one_error(
         with pytest.raises(InputError, match=words):
             strategy.scores(net, frames)
     assert strategy.scores(net, X[:4]), "and those that it takes are scored"
+
+
+@pytest.mark.parametrize(
+    ("frames", "labels", "said"),
+    [
+        (None, None, "frames are NoneType"),
+        (torch.zeros(2, 3).numpy(), None, "frames are ndarray"),
+        (torch.zeros(2, 3), torch.zeros(1, 2), r"labels are \(1, 2\), expected a tensor"),
+        (torch.zeros(2, 3), [0, 1], "labels are list"),
+    ],
+)
+def test_frames_and_labels_that_are_none_are_refused_before_anything_changes(
+    network: nn.Module, frames: Any, labels: Any, said: str
+) -> None:
+    for strategy, amount in STRATEGIES:
+        with (
+            pytest.raises(InputError, match=said),
+            pruned(network, strategy, amount, frames, labels, accept=lambda _: Judgement(True)),
+        ):
+            raise AssertionError("the block must not run")

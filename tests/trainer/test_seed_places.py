@@ -470,3 +470,35 @@ def test_what_is_no_example_host_intensity_or_seed_is_refused_in_one_error():
             network.graft(site, "adapter", **settings)  # type: ignore[arg-type]
         assert network.states[site] == "dormant" and not network.growths
     network.graft(site, "adapter", seed=2**64 - 1, intensity=1)
+
+
+@pytest.mark.parametrize("name", ["input", "relu"])
+def test_a_host_that_torch_fx_made_keeps_what_grew_behind_a_value_when_it_is_copied(name: str):
+    """A copy of a GraphModule is made from its graph, which knows no such site."""
+
+    class Flow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(1, 4, 3, 1, 1), nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.head(torch.relu(self.conv(x)).mean((2, 3)))
+            return y
+
+    traced = torch.fx.symbolic_trace(Flow().eval())
+    x = torch.randn(2, 1, 8, 8)
+    network = attach_seeds(traced, [name], example=x)
+    network.graft(name, "depthwise")
+    with torch.no_grad():
+        for parameter in network.graft_parameters():
+            parameter += 0.1
+    grown = network(x)
+    assert not torch.equal(grown, traced(x)), "the control: the graft does something"
+    assert torch.equal(network.module_for_export()(x), grown)
+    assert torch.equal(copy.deepcopy(network)(x), grown)
+    assert torch.equal(network.host_copy()(x), traced(x)), "and comes off"
+    assert hash_state(network.host_copy().state_dict()) == hash_state(traced.state_dict())
+    with pytest.raises(TypeError, match="save it with save_network"):
+        pickle.dumps(network)
+    network.remove(name)
+    assert torch.equal(network(x), traced(x))

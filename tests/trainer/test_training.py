@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,6 +90,48 @@ def test_a_state_of_another_network_is_refused():
     with pytest.raises(InputError, match=r"state is of another training: parameter.0 is \(4, 1, 3, 3\), expected"):
         train(network, list(network.parameters()), [rows()], settings=SETTINGS, seed=3, state=states[0])
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("order.0", None, "order.0 is missing"),
+        ("rates", None, "rates is missing"),
+        ("noise", None, "noise is missing"),
+        ("peak_bytes", np.zeros(2), r"peak_bytes is \(2,\), expected \(1,\)"),
+        ("rates", np.zeros((3, 3)), r"rates is \(3, 3\), expected \(1, 3\)"),
+        ("losses", np.zeros(9), r"losses is \(9,\), expected \(4,\)"),
+        ("generator", np.zeros(7, np.uint8), "generator is"),
+        ("order.0", np.array([10**6]), r"order.0 is \(1,\) int64, expected numbers of"),
+        ("order.0", np.array([-1]), "expected numbers of"),
+        ("order.0", np.array([0.5]), "float64"),
+    ],
+)
+def test_a_state_that_lacks_its_course_is_refused_and_changes_nothing(name: str, value: Any, said: str):
+    states: list[TrainingState] = []
+    fit(small(), on_checkpoint=states.append, checkpoint_every=4)
+    arrays = {k: v for k, v in states[0].arrays.items() if k != name}
+    if value is not None:
+        arrays[name] = value
+    network = small()
+    before = copy.deepcopy(network.state_dict())
+    with pytest.raises(InputError, match=said):
+        fit(network, state=TrainingState(4, 0.0, arrays))
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+def test_an_order_is_asked_for_every_source():
+    states: list[TrainingState] = []
+    network = small()
+    both = [rows(), rows()]
+    train(
+        network, list(network.parameters()), both, settings=SETTINGS, seed=3,
+        on_checkpoint=states.append, checkpoint_every=4,
+    )  # fmt: skip
+    lacking = {k: v for k, v in states[0].arrays.items() if k != "order.1"}
+    again = small()
+    with pytest.raises(InputError, match=r"order\.1 is missing"):
+        train(again, list(again.parameters()), both, settings=SETTINGS, seed=3, state=TrainingState(4, 0.0, lacking))
 
 
 def test_a_group_learns_at_its_own_rate():

@@ -139,6 +139,6 @@ def long_qt(course: Course) -> None:
     beats = beat_times(course.rr_s * max(1.0, 0.8 / patient.pace.mean_rr_s), -3.0, course.seconds + 1)
     for before, at in itertools.pairwise(beats):
         end = patient.qt_s(at - before, qtc) - shapes.ONSET_S
-        late = patient.own(shapes.t_wave(end, stretch=1.25), "t", factor=patient.t_size)
+        late = patient.own(shapes.t_wave(end, stretch=1.2 * patient.t_stretch), "t", factor=patient.t_size)
         course.atrial(at - shapes.ONSET_S - patient.pr_s)
         course.ventricular(at, np.vstack([patient.own(shapes.qrs(), "qrs"), late]))

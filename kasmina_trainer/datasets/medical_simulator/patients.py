@@ -24,8 +24,13 @@ LF_OVER_HF = (0.4, 2.5)
 BREATH_HZ = (0.18, 0.36)
 PR_S = (0.125, 0.195)
 QTC_S = (0.375, 0.435)
-SIZE_SPREAD = 0.20
-"""Of the logarithm of a whole heart's amplitude; half of it again for atria and T waves."""
+QT_EXPONENT = (1 / 3, 1 / 2)
+"""How QT follows the beat length: from Fridericia's cube root to Bazett's square root; people differ (Malik 2002)."""
+SIZE_SPREAD, T_SPREAD, P_SPREAD = 0.20, 0.35, 0.25
+"""Of the logarithm of a whole heart's amplitude, and beside it of its T and its P waves'."""
+WIDEN, T_STRETCH = (0.78, 1.15), (0.80, 1.20)
+CHEST_SPREAD = 0.15
+"""Of the logarithm of each chest lead's size: a chest electrode never sits where the textbook's does."""
 AXIS_DEG = 13.0
 WAVE_SPREAD = 0.15
 SHIFT_S = 0.0025
@@ -39,11 +44,14 @@ class Patient:
         number: Its own, within a seed.
         pace: Its sinus rhythm.
         pr_s: From the onset of P to the onset of QRS.
-        qtc_s: QT at one beat a second; at other rates by Fridericia's cube root.
+        qtc_s: QT at one beat a second.
+        qt_exponent: By which power of the beat length QT follows it.
         size: Factor of all its amplitudes.
         t_size: Factor of its T waves' beside it.
         p_size: Factor of its P waves' beside it.
         widen: Factor of its waves' widths.
+        t_stretch: Factor of its T waves' widths beside it.
+        chest: Factors of what V1 to V6 see.
         axis_deg: Turn of its dipole about x, y, z.
         breath_deg: How far breathing turns the dipole.
         wave_seed: Small differences of single waves are drawn from it.
@@ -53,17 +61,20 @@ class Patient:
     pace: Pace
     pr_s: float
     qtc_s: float
+    qt_exponent: float
     size: float
     t_size: float
     p_size: float
     widen: float
+    t_stretch: float
+    chest: tuple[float, ...]
     axis_deg: tuple[float, float, float]
     breath_deg: float
     wave_seed: tuple[int, ...]
 
     def qt_s(self, rr_s: float, qtc_s: float | None = None) -> float:
-        """QT interval at a beat length: QTc times the cube root of RR in seconds (Fridericia 1920)."""
-        corrected: float = (qtc_s or self.qtc_s) * rr_s ** (1.0 / 3.0)
+        """QT interval at a beat length: QTc times the patient's own power of RR in seconds."""
+        corrected: float = (qtc_s or self.qtc_s) * rr_s**self.qt_exponent
         return corrected
 
     def own(self, turn: Waves, name: str, *, factor: float = 1.0) -> Waves:
@@ -87,8 +98,8 @@ class Patient:
 
     def ventricular(self, rr_s: float) -> Waves:
         """A conducted QRS with the T wave that belongs to a beat of this length, after the R peak."""
-        end = self.qt_s(rr_s) - shapes.ONSET_S
-        return np.vstack([self.own(shapes.qrs(), "qrs"), self.own(shapes.t_wave(end), "t", factor=self.t_size)])
+        late = shapes.t_wave(self.qt_s(rr_s) - shapes.ONSET_S, stretch=self.t_stretch)
+        return np.vstack([self.own(shapes.qrs(), "qrs"), self.own(late, "t", factor=self.t_size)])
 
     def rng(self, *purpose: int) -> np.random.Generator:
         """Chance that belongs to this patient and a purpose."""
@@ -114,11 +125,14 @@ def patient(seed: int, number: int) -> Patient:
         pr_s=float(rng.uniform(*PR_S)),
         qtc_s=float(rng.uniform(*QTC_S)),
         size=float(np.exp(rng.normal(0, SIZE_SPREAD))),
-        t_size=float(np.exp(rng.normal(0, SIZE_SPREAD))),
-        p_size=float(np.exp(rng.normal(0, SIZE_SPREAD / 2))),
-        widen=float(rng.uniform(0.86, 1.14)),
+        t_size=float(np.exp(rng.normal(0, T_SPREAD))),
+        p_size=float(np.exp(rng.normal(0, P_SPREAD))),
+        widen=float(rng.uniform(*WIDEN)),
         axis_deg=(float(rng.normal(0, AXIS_DEG)), float(rng.normal(0, AXIS_DEG)), float(rng.normal(0, AXIS_DEG))),
         breath_deg=float(rng.uniform(1.0, 5.0)),
+        qt_exponent=float(rng.uniform(*QT_EXPONENT)),
+        t_stretch=float(rng.uniform(*T_STRETCH)),
+        chest=tuple(np.exp(rng.normal(0, CHEST_SPREAD, 6)).tolist()),
         wave_seed=(seed, number, 7),
     )
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from kasmina_edge.errors import InputError
 from kasmina_trainer.datasets.medical_simulator.course import Course, Mark
+from kasmina_trainer.datasets.medical_simulator.dipole import Dipole
 from kasmina_trainer.datasets.medical_simulator.leads import LEADS, OF_DIPOLE, rows_of
 from kasmina_trainer.datasets.medical_simulator.noise import Converter, Mix, drawn_mix, noise
 from kasmina_trainer.datasets.medical_simulator.patients import Patient
@@ -101,7 +102,7 @@ def record(
     rng = patient.rng(101, seed, NAMES.index(happening))
     course = Course(patient, seconds, rng)
     wanted.happens(course)
-    clean = OF_DIPOLE @ course.rendered(rate_hz)
+    clean = seen(patient, course.rendered(rate_hz))
     signal = clean
     if snr_db is not None:
         power = sinus_power(patient) / 10 ** (snr_db / 10)
@@ -119,10 +120,17 @@ def record(
     )
 
 
+def seen(patient: Patient, dipole: Dipole) -> Signal:
+    """What the twelve leads see of a heart: Dower's matrix, and how near the chest electrodes sit.  # (12, N)"""
+    found: Signal = OF_DIPOLE @ dipole
+    found[-len(patient.chest) :] *= np.array(patient.chest)[:, None]
+    return found
+
+
 @lru_cache(maxsize=4096)
 def sinus_power(patient: Patient) -> float:
     """Mean square of a patient's own sinus rhythm over twelve leads, their means removed, mV^2."""
     course = Course(patient, 20.0, patient.rng(102))
     pattern("normal").happens(course)
-    leads = OF_DIPOLE @ course.rendered(120.0)
+    leads = seen(patient, course.rendered(120.0))
     return float(np.mean((leads - leads.mean(1, keepdims=True)) ** 2))

@@ -11,12 +11,17 @@ from kasmina_trainer.datasets.medical_simulator.course import Course, Tremor, dr
 from kasmina_trainer.datasets.medical_simulator.patients import rotation
 
 AF_RATE_HZ = (1.1, 2.4)
-AF_VARIATION = (0.18, 0.28)
+AF_VARIATION = (0.15, 0.28)
 """Coefficient of variation of the intervals."""
-AF_WAVE_HZ, AF_WAVE_MV = (4.5, 8.5), (0.05, 0.13)
+AF_DRIFT, AF_DRIFT_S = 0.15, (5.0, 20.0)
+"""The mean interval itself sways by up to this share, in this time (sympathetic tone)."""
+AF_WAVE_HZ, AF_WAVE_MV = (4.5, 8.5), (0.0, 0.13)
+"""From fine fibrillation, in which no wave is seen, to coarse."""
 AF_SHORTEST_S = 0.32
 FLUTTER_HZ, FLUTTER_MV = (4.1, 5.6), (0.09, 0.18)
 SVT_HZ = (2.6, 3.6)
+SVT_HIDDEN_SHARE, SVT_RP_S = 0.4, (0.03, 0.11)
+"""How often P is lost in QRS, as in typical AV nodal re-entry; else from R to its onset (to accessory pathways)."""
 PREMATURE_ATRIAL = (0.55, 0.75)
 """Coupling interval, share of the usual one."""
 PAUSE_S = (2.2, 3.6)
@@ -66,9 +71,11 @@ def fibrillation(course: Course) -> None:
     course.rhythm("(AFIB")
     patient, rng = course.patient, course.rng
     mean, variation = 1 / rng.uniform(*AF_RATE_HZ), rng.uniform(*AF_VARIATION)
+    depth, period, phase = rng.uniform(0, AF_DRIFT), rng.uniform(*AF_DRIFT_S), rng.uniform(0, 2 * np.pi)
     at = -2.0
     while at < course.seconds + 1:
-        gap = max(AF_SHORTEST_S, float(rng.gamma(1 / variation**2, mean * variation**2)))
+        now = mean * (1 + depth * np.sin(2 * np.pi * at / period + phase))
+        gap = max(AF_SHORTEST_S, float(rng.gamma(1 / variation**2, now * variation**2)))
         at += gap
         course.ventricular(at, patient.ventricular(mean * 0.7 + 0.3 * gap))
     main = rng.uniform(*AF_WAVE_HZ)
@@ -115,17 +122,20 @@ def flutter(course: Course) -> None:
 
 
 def supraventricular_tachycardia(course: Course) -> None:
-    """AV nodal re-entry, 156 to 216 a minute: narrow, regular, P upside down at the end of QRS; may set in late."""
+    """Re-entry, 156 to 216 a minute: narrow, regular, P hidden in QRS or upside down after it; may set in late."""
     patient, rng = course.patient, course.rng
     gap = 1 / rng.uniform(*SVT_HZ)
     onset = float(rng.uniform(1.0, 3.5)) if rng.uniform() < 0.3 else -2.5
     last = sinus_until(course, onset) if onset > 0 else onset
     course.rhythm("(SVTA", last + 0.1)
     backwards = patient.own(shapes.retrograde_p(), "retrograde", factor=patient.p_size)
+    own = patient.rng(41)
+    hidden, later = own.uniform() < SVT_HIDDEN_SHARE, own.uniform(*SVT_RP_S)
     at = last + 0.65 * patient.pace.mean_rr_s if onset > 0 else last
     while at < course.seconds + 1:
         course.ventricular(at, patient.ventricular(gap), "N" if at < last + 0.01 else "A" if onset > 0 else "N")
-        course.atrial(at + 0.045, backwards)
+        if not hidden:
+            course.atrial(at + later, backwards)
         at += gap * (1 + rng.normal(0, 0.008))
 
 

@@ -1,9 +1,10 @@
 """Windows for learning: ten seconds of three leads and the pattern in them, split by patient.
 
-What was fixed before the first network saw any of it, and is not to be moved afterwards: the patterns and their ranges,
-three leads of a Holter recorder, ten seconds at 128 Hz, an SNR drawn evenly between 6 and 24 dB (the range of the noise
-stress test's levels in which a person still reads the strip), a noise mix drawn anew for each window, and one electrode
-in twenty windows that has fallen off. A patient is in one part only; every patient has every pattern equally often.
+What was fixed before the first network saw any of it, and is not to be moved afterwards: the patterns, three leads of a
+Holter recorder, ten seconds at 128 Hz, an SNR drawn evenly between 6 and 24 dB (the range of the noise stress test's
+levels in which a person still reads the strip), a noise mix drawn anew for each window, and one electrode in twenty
+windows that has fallen off. Ranges inside patterns and patients were widened once since and narrowed nowhere. A patient
+is in one part only; every patient has every pattern equally often.
 """
 
 from __future__ import annotations

@@ -175,7 +175,7 @@ def test_the_deployed_int8_file_is_attacked_by_asking_it(tmp_path: Path) -> None
             device_scores(runtime, "heat")
 
 
-ART = "the oracle adversarial-robustness-toolbox is not installed: pip install adversarial-robustness-toolbox"
+ART = "the oracle adversarial-robustness-toolbox is not installed: pip install -e .[oracles]"
 
 
 ART_FOUND = {0.03: (0.208, 0.208, 0.208, 1700.550), 0.1: (0.646, 0.677, 0.604, 1640.819)}

@@ -223,7 +223,7 @@ def test_ssim_is_what_scikit_image_gave() -> None:
 
 def test_ssim_is_scikit_images() -> None:
     metrics = pytest.importorskip(
-        "skimage.metrics", reason="the oracle scikit-image is not installed: pip install scikit-image"
+        "skimage.metrics", reason="the oracle scikit-image is not installed: pip install -e .[oracles]"
     )
     x = shapes(4, 9)[0]
     noisy = corrupt(x, "impulse-noise")

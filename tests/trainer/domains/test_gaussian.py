@@ -23,8 +23,9 @@ from kasmina_trainer.datasets.gaussian import (
     purity,
     spread,
 )
+from kasmina_trainer.datasets.gaussian.describing import describe
 from kasmina_trainer.datasets.gaussian.drifting import KINDS, Kind
-from kasmina_trainer.datasets.gaussian.warning import lundberg
+from kasmina_trainer.datasets.gaussian.scanning import SURE, WINDOWS, MeanScan, gamma_tail
 
 BLOBS = make_blobs(1, blobs=3, overlap=0.05)
 
@@ -148,13 +149,61 @@ def test_accuracy_along_a_drift_is_that_of_the_stream() -> None:
             assert abs(seen - drifting.accuracy(BLOBS.best, (low + 1000) / 40_000)) < 0.03
 
 
-def test_lundberg_s_exponent_of_normal_values_is_twice_delta() -> None:
-    values = np.random.default_rng(0).normal(0.0, 1.0, 200_000)
-    for delta in (0.1, 0.25, 0.5):
-        assert lundberg(values, delta) == pytest.approx(2 * delta, rel=0.05)
-    assert lundberg(np.full(10, -1.0), 0.1) == math.inf
-    with pytest.raises(InputError, match="must be below"):
-        lundberg(values + 1, 0.1)
+@pytest.mark.parametrize("shape", [0.7, 4.0, 30.0])
+def test_the_gamma_tail_is_scipys(shape: float) -> None:
+    stats = pytest.importorskip("scipy.stats", reason="scipy, the oracle of distributions, is not installed")
+    for value in (shape + 1.5, shape + 20.0, shape + 60.0):
+        assert gamma_tail(shape, value) == pytest.approx(stats.gamma.sf(value, shape), rel=1e-9)
+
+
+def test_lines_are_those_of_chi_square_where_that_is_the_limit() -> None:
+    """Long windows of normal vectors, a large reference: the exact quantile; false alarms asked for ten times as rare
+    cost each line the same."""
+    stats = pytest.importorskip("scipy.stats", reason="scipy, the oracle of distributions, is not installed")
+    reference = np.random.default_rng(0).normal(0.0, 1.0, (20_000, 6))
+    scan, rarer = MeanScan(reference, samples=1e8), MeanScan(reference, samples=1e9)
+    assert set(scan.lines) == set(WINDOWS)
+    chance = 0.99 / sum(w >= SURE for w in WINDOWS) * 1024 / 1e8  # a look in 1,024 samples, as long as the window by 16
+    assert scan.lines[16384] == pytest.approx(stats.chi2.isf(chance, 6), rel=0.01)
+    assert all(scan.lines[w] < rarer.lines[w] < scan.lines[w] + 8 for w in WINDOWS)
+    assert scan.lines[64] > scan.lines[SURE] > scan.lines[16384]
+
+
+def test_false_alarms_come_no_oftener_than_asked_for() -> None:
+    """Asked for one in 10,000 samples, so that there is something to count, of vectors with a heavy tail."""
+    rng, alarms, looked = np.random.default_rng(1), 0, 0
+    for _ in range(12):
+        vectors = rng.exponential(1.0, (24_000, 3)) * (rng.random((24_000, 1)) < 0.3)
+        scan = MeanScan(vectors[:4000], samples=1e4)
+        found = scan.update(vectors[4000:])
+        looked += 20_000 if found is None else found.row
+        alarms += found is not None
+    assert 1 <= alarms <= 2 * looked / 1e4  # a scan that never speaks would prove nothing
+
+
+def test_the_scan_finds_a_creeping_mean_and_tells_which() -> None:
+    rng = np.random.default_rng(2)
+    vectors = rng.normal(0.0, 1.0, (30_000, 5)) + 0.5 * rng.normal(0.0, 1.0, (30_000, 1))
+    scan = MeanScan(vectors[:4000])
+    vectors[10_000:, 3] += np.linspace(0.0, 1.0, 20_000) * vectors[:, 3].std()
+    found = scan.update(vectors[4000:])
+    assert found is not None and 6000 < found.row < 6000 + 8000 and found.window >= 512
+    assert np.abs(found.shift / scan.scale).argmax() == 3
+    at = np.arange(found.row - found.window, found.row) - 6000
+    assert found.shift[3] / scan.scale[3] == pytest.approx(np.maximum(at, 0).mean() / 20_000, abs=0.1)
+
+
+def test_clusters_are_described_as_they_are() -> None:
+    x, _ = BLOBS.draw(20_000, np.random.default_rng(3))
+    found = describe(x.astype(np.float64), BLOBS.best(x), 100)
+    assert np.abs(found.means - BLOBS.means).max() < 0.1  # answers cut the blobs off; the fit undoes that
+    told = found.tell(x.astype(np.float64), BLOBS.best(x))
+    assert told.shape == (20_000, len(found.names)) and found.products
+    assert np.isfinite(found.tell(np.full((1, 2), 1e6), np.zeros(1, np.int64))).all()
+    one = describe(x.astype(np.float64), np.zeros(20_000, np.int64), 100)
+    assert np.allclose(one.means[0], x.mean(0), atol=1e-6)
+    wide, _ = make_blobs(0, blobs=4, dimensions=8).draw(1000, np.random.default_rng(0))
+    assert not describe(wide.astype(np.float64), np.zeros(1000, np.int64), 100).products
 
 
 def _warning(blobs: Blobs) -> DriftWarning:
@@ -189,18 +238,24 @@ def test_wider_blobs_one_blob_alone_and_other_shares_are_seen(after: str) -> Non
     alarms = _warning(BLOBS).update(block.x, BLOBS.best(block.x))
     assert alarms and 2000 <= alarms[0].sample < 2400
     if after == "shares":
-        assert {a.quantity for a in alarms} <= {"share", "place 0", "place 1"}
+        assert {a.quantity for a in alarms} <= {"share", "place 0", "place 1"}, alarms
     if after == "one blob":
         assert alarms[0].cluster in (2, -1)
 
 
 def test_blocks_of_any_size_give_the_same_alarms_and_bad_points_none() -> None:
-    block = DriftingBlobs(BLOBS, moved(BLOBS, 2.0, 0), Schedule("sudden", 1000)).whole(3000, 0)
+    """New after 1,000 samples, old after 4,000, new after 7,000: after an alarm what comes is the next reference."""
+    block = DriftingBlobs(BLOBS, moved(BLOBS, 2.0, 0), Schedule("recurring", 1000, 3000)).whole(8000, 0)
     answers = BLOBS.best(block.x)
     whole, pieces = _warning(BLOBS), _warning(BLOBS)
     wanted = whole.update(block.x, answers)
-    found = [a for i, j in pairwise([0, 1, 700, 1003, 3000]) for a in pieces.update(block.x[i:j], answers[i:j])]
-    assert found == wanted and len(wanted) > 1
+    cuts = [0, 1, 700, 1003, 1011, 3000, 4090, 8000]
+    found = [a for i, j in pairwise(cuts) for a in pieces.update(block.x[i:j], answers[i:j])]
+    assert found == wanted and [a.sample // 100 for a in wanted] == [10, 40, 70]
+    holes = block.x.copy()
+    holes[::5] = np.nan
+    late = [a.sample - b.sample for a, b in zip(_warning(BLOBS).update(holes, answers), wanted, strict=True)]
+    assert all(-16 <= more < 100 for more in late)
     broken = np.full((500, 2), np.nan, np.float32)
     calm = _warning(BLOBS)
     assert calm.update(broken, np.zeros(500, np.int64)) == [] and calm.seen == 500

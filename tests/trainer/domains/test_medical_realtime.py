@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
 import pytest
 
 from kasmina_edge.errors import InputError
-from kasmina_trainer.datasets.medical_simulator.realtime import Spread, busy, validate
+from kasmina_trainer.datasets.medical_simulator.realtime import GIVE_BACK_S, Spread, busy, first_in_line, validate
 
 
 class Clock:
@@ -122,3 +124,21 @@ def _children() -> list[str]:
 
     found = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True)
     return [line for line in found.stdout.splitlines() if sys.executable in line]
+
+
+def test_first_in_line_holds_for_all_threads_and_ends() -> None:
+    """A thread of this process that is not first could hold the interpreter while others compute."""
+    interval, leave, seen = sys.getswitchinterval(), threading.Event(), []
+    thread = threading.Thread(target=leave.wait)
+    thread.start()
+    with first_in_line() as allowed:
+        assert sys.getswitchinterval() == pytest.approx(GIVE_BACK_S)
+        for who in (0, thread.native_id):
+            seen.append((os.sched_getscheduler(who), os.sched_getparam(who).sched_priority))
+    try:
+        assert seen == ([(os.SCHED_FIFO, 2), (os.SCHED_FIFO, 1)] if allowed else [(os.SCHED_OTHER, 0)] * 2)
+        assert [os.sched_getscheduler(who) for who in (0, thread.native_id)] == [os.SCHED_OTHER] * 2
+        assert sys.getswitchinterval() == interval
+    finally:
+        leave.set()
+        thread.join()

@@ -120,10 +120,11 @@ def _growth() -> list[Row]:
     before, after = (100 * statistics.fmean(getattr(each, side) for each in all_three) for side in ("before", "after"))
     clean_before = 100 * statistics.fmean(each.clean_before for each in all_three)
     clean_after = 100 * statistics.fmean(each.clean_after for each in all_three)
+    whole = sum(p.numel() for p in clip.images.parameters())
     how = (
         f"float R@1, {len(SEEDS)} seeds, input filter, cross-attention and latent align, {all_three[0].parameters:,} "
         f"parameters; without {before:.1f}; int8 of the grown tower {100 * statistics.fmean(int8):.1f}; all of the "
-        f"image tower fine-tuned (134,048 parameters) {100 * statistics.fmean(b for _, b in tuned):.1f}; cross-"
+        f"image tower fine-tuned ({whole:,} parameters) {100 * statistics.fmean(b for _, b in tuned):.1f}; cross-"
         f"attention and latent align alone, seed {SEEDS[0]}: {100 * two.after:.1f} with {two.parameters:,} parameters"
     )
     kept = (

@@ -121,9 +121,9 @@ class Result:
 
     @property
     def alarm(self) -> bool | None:
-        """Whether `input_score` is above the guard's threshold; None where the bundle has no guard."""
+        """Whether `input_score` is above the guard's threshold, or no number; None where the bundle has no guard."""
         guard = self.serving.input_guard
-        return None if guard is None else guard.score(self.raws) > guard.check.threshold
+        return None if guard is None else not guard.score(self.raws) <= guard.check.threshold
 
     def _find_top(self) -> tuple[int, float] | None:
         if self.serving.classifies:

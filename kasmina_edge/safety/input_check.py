@@ -67,7 +67,7 @@ class InputCheck:
         Raises:
             InputError: Other statistics than it was fitted to.
         """
-        found: npt.NDArray[np.bool_] = self.scores(statistics) > self.threshold
+        found: npt.NDArray[np.bool_] = ~(self.scores(statistics) <= self.threshold)
         return found
 
     def to_bytes(self) -> bytes:

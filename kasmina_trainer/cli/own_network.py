@@ -73,7 +73,9 @@ class OwnNetwork:
 
 def is_own(host: Path | None) -> bool:
     """Whether ``--host`` names a network of the user's, and no checkpoint of this program."""
-    return host is not None and not is_checkpoint(host)
+    if host is None or is_checkpoint(host):
+        return False
+    return host.exists() or host.suffix in (".pt2", ".onnx")  # a name that is nothing was meant for a checkpoint
 
 
 def read_own(host: Path, layout: str = LAYOUTS[0]) -> OwnNetwork:

@@ -35,7 +35,6 @@ _ONE = (
 )
 _BARE = ("a {colour} {shape}", "one {shape} which is {colour}")
 _COLOURS, _SHAPES = tuple(COLOURS), tuple(SHAPES)
-WORDINGS = len(_ONE)
 
 
 def caption(codes: Codes, rng: np.random.Generator) -> str:

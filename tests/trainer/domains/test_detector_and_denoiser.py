@@ -99,6 +99,7 @@ def test_scores_are_mahalanobis_distances_to_the_nearest_class() -> None:
     assert check.scores(good).mean() == pytest.approx(1, abs=0.03)
     assert check.alarms(good[10_000:]).mean() == pytest.approx(0.02, abs=1e-3)
     assert check.alarms(np.array([[4.5, 0, 0]])).all()  # between two classes is near neither
+    assert check.alarms(np.array([[np.nan, 0, 0]])).all()  # what is no number is not usual
 
 
 def test_a_check_travels_as_bytes_and_damaged_ones_are_refused() -> None:

@@ -106,7 +106,8 @@ def test_texts_need_no_vocabulary_and_long_ones_are_cut() -> None:
 
 def test_ties_count_as_lost() -> None:
     same = np.ones((10, 4), np.float32)
-    assert recall(same, same).first == 0.0 and recall(np.eye(10, dtype=np.float32), np.eye(10, dtype=np.float32)).first
+    eye = np.eye(10, dtype=np.float32)
+    assert recall(same, same).first == 0.0 and recall(eye, eye).first == 1.0
     assert ranks(np.array([[0.5, 0.5], [0.1, 0.9]], np.float32)).tolist() == [2, 1]
 
 

@@ -13,24 +13,10 @@ from torch import nn
 
 from kasmina_trainer.datasets.captioned.drawing import PICTURE_SHAPE
 from kasmina_trainer.datasets.captioned.words import BINS, TEXT_SHAPE
+from kasmina_trainer.domain_nets.pictures import PictureBlock
 
 WIDTH = 64
 """Length of an embedding."""
-
-
-class ImageBlock(nn.Module):
-    """Convolution 3x3, batch norm, ReLU, and a place where something can grow."""
-
-    def __init__(self, channels: int, out_channels: int, stride: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, out_channels, 3, stride, 1, bias=False)
-        self.norm = nn.BatchNorm2d(out_channels)
-        self.site = nn.Identity()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) to (N, C', H / stride, W / stride)."""
-        passed: torch.Tensor = self.site(torch.relu(self.norm(self.conv(x))))
-        return passed
 
 
 class ImageTower(nn.Module):
@@ -54,7 +40,7 @@ class ImageTower(nn.Module):
     def __init__(self, width: int = WIDTH) -> None:
         super().__init__()
         shapes = ((3, 32, 2), (32, 48, 1), (48, 64, 2), (64, 96, 2))
-        self.blocks = nn.Sequential(*(ImageBlock(*shape) for shape in shapes))
+        self.blocks = nn.Sequential(*(PictureBlock(*shape) for shape in shapes))
         self.narrow = nn.Conv2d(96, 32, 1)
         self.head = nn.Linear(32 * 4 * 4, width)
         self.site = nn.Identity()

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import gammainccinv
 
 Points = npt.NDArray[np.float64]
 STEP = 8
@@ -126,30 +127,6 @@ class MeanScan:
         return gaps, error
 
 
-def gamma_tail(shape: float, value: float) -> float:
-    """Chance that a gamma variable of that shape and scale 1 exceeds the value, by Legendre's continued fraction.
-
-    Args:
-        shape: More than 0.
-        value: More than ``shape + 1``, where the fraction converges.
-
-    >>> round(gamma_tail(1.0, 5.0) / math.exp(-5.0), 9)
-    1.0
-    """
-    lower = value + 1.0 - shape
-    ratio, factor = 1e300, 1.0 / lower
-    total = factor
-    for i in range(1, 1000):
-        step = -i * (i - shape)
-        lower += 2.0
-        factor = 1.0 / (step * factor + lower)
-        ratio = lower + step / ratio
-        total *= factor * ratio
-        if abs(factor * ratio - 1.0) < 1e-14:
-            break
-    return math.exp(shape * math.log(value) - value - math.lgamma(shape)) * total
-
-
 def _every(window: int) -> int:
     return max(1, window // STEP // LOOKS_A_WINDOW)
 
@@ -178,12 +155,6 @@ def _line(window: int, width: int, variance: float, third: float, known: int, ch
     spread = 2 * width + max(0.0, variance - 2 * width) * fade
     skew = (8 * width + max(0.0, third - 8 * width) * fade) / spread**1.5
     shape = 4 / skew**2
-    low, high = shape + 1.0 + 1e-9, shape + 2.0
-    while gamma_tail(shape, high) > chance:
-        high = low + 2 * (high - low)
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if gamma_tail(shape, middle) > chance else (low, middle)
-    quantile = width + (high - shape) * math.sqrt(spread / shape)
+    quantile = width + (float(gammainccinv(shape, chance)) - shape) * math.sqrt(spread / shape)
     freedom = known - 1 - width / 2  # Bartlett 1938: (n - 1 - F/2) log(1 + T^2 / (n - 1)) is near chi-square
     return (known - 1) * math.expm1(quantile / freedom)

@@ -25,7 +25,7 @@ from kasmina_trainer.datasets.gaussian import (
 )
 from kasmina_trainer.datasets.gaussian.describing import describe
 from kasmina_trainer.datasets.gaussian.drifting import KINDS, Kind
-from kasmina_trainer.datasets.gaussian.scanning import SURE, WINDOWS, MeanScan, gamma_tail
+from kasmina_trainer.datasets.gaussian.scanning import SURE, WINDOWS, MeanScan
 
 BLOBS = make_blobs(1, blobs=3, overlap=0.05)
 
@@ -147,13 +147,6 @@ def test_accuracy_along_a_drift_is_that_of_the_stream() -> None:
             some = slice(low, low + 2000)
             seen = float((BLOBS.best(block.x[some]) == block.y[some]).mean())
             assert abs(seen - drifting.accuracy(BLOBS.best, (low + 1000) / 40_000)) < 0.03
-
-
-@pytest.mark.parametrize("shape", [0.7, 4.0, 30.0])
-def test_the_gamma_tail_is_scipys(shape: float) -> None:
-    stats = pytest.importorskip("scipy.stats", reason="scipy, the oracle of distributions, is not installed")
-    for value in (shape + 1.5, shape + 20.0, shape + 60.0):
-        assert gamma_tail(shape, value) == pytest.approx(stats.gamma.sf(value, shape), rel=1e-9)
 
 
 def test_lines_are_those_of_chi_square_where_that_is_the_limit() -> None:

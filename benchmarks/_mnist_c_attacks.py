@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks._mnist_c_cells import Ground, in_turn
+from benchmarks._mnist_c_cells import Ground, gone_wrong
 from benchmarks._quantize_nets import FOLDER
 from benchmarks.quantize import row
 from kasmina_edge import Runtime
@@ -154,7 +154,7 @@ def _slipped(name: str, found: Attacked, seen: npt.NDArray[np.bool_]) -> Row:
 
 def _exported(ground: Ground, watched: WithStatistics, folder: Path) -> Path:
     clean = ground.clean.validation[0][:400]
-    calibration = np.concatenate([clean[:200], in_turn((clean[200:], np.zeros(200, np.int64)), 5)[0]])
+    calibration = np.concatenate([clean[:200], gone_wrong((clean[200:], np.zeros(200, np.int64)), 5)[0]])
     bundle = export_bundle(
         watched, "mnist-c", version="1.0.0", profile="x86-cpu", calibration=to_nhwc(calibration),
         held_out=(to_nhwc(ground.clean.test[0][:500]), None), output_names=("logits", "statistics"),

@@ -1,7 +1,7 @@
 """What benchmarks/domain_mnist_c.py trains: hosts on clean MNIST, and each form on all fifteen kinds at once.
 
-Training rows go wrong in three of the fifteen ways each, in turn, and validation rows in one; validation and test rows
-are MNIST's own parts, and the test's corruptions have a seed of their own. A line a form and seed is kept in
+Training rows go wrong in three of the fifteen ways each, drawn evenly, and validation rows in one; validation and
+test rows are MNIST's own parts, and the test's corruptions have a seed of their own. A line a form and seed is kept in
 build/bench/mnist-c.jsonl under a digest of the form, the sizes and the code of the corruptions, so that a run goes on
 where the last one stopped.
 """
@@ -110,7 +110,7 @@ class Line:
         seed: Of host, rows and training.
         parameters: Added or changed values.
         share: The same as a share of the host's.
-        validation: Accuracy on validation rows gone wrong, the kinds in turn.
+        validation: Accuracy on validation rows gone wrong, each in one drawn way.
         validation_clean: Points of accuracy lost on clean validation rows.
         host_clean: The host's accuracy on clean test rows.
         clean: The form's.
@@ -167,9 +167,9 @@ def wrong_rows(seed: int, size: Size) -> Wrong:
     """Wrong rows of one seed, and what its host makes of the test's."""
     ground = place(seed, size)
     parts, host = ground.clean, ground.host
-    train = tuple(in_turn(parts.train, 100 * turn + 1 + seed, turn) for turn in TURNS)
+    train = tuple(gone_wrong(parts.train, 1 + seed, turn) for turn in TURNS)
     host_kinds = {kind: accuracy(host, x, parts.test[1]) for kind, x in wrong_tests(size).items()}
-    return Wrong(train, in_turn(parts.validation, VALIDATION_SEED + seed), host_kinds)
+    return Wrong(train, gone_wrong(parts.validation, VALIDATION_SEED + seed), host_kinds)
 
 
 @lru_cache(maxsize=1)
@@ -179,13 +179,17 @@ def wrong_tests(size: Size) -> dict[str, Images]:
     return {kind: corrupt(x, kind, seed=TEST_SEED) for kind in KINDS}
 
 
-def in_turn(samples: Samples, seed: int, turn: int = 0) -> Samples:
-    """Each row gone wrong in one way, the kinds in turn from the ``turn``-th on."""
+def gone_wrong(samples: Samples, seed: int, turn: int = 0) -> Samples:
+    """Each row gone wrong in one way: as many of each kind, drawn, so that a kind tells nothing about a row's class.
+
+    Sets of one seed with other turns give a row other kinds.
+    """
     x, y = samples
     out: Images = np.empty_like(x)
+    drawn = np.random.default_rng(seed).permutation(len(x))
     for at in range(len(KINDS)):
-        kind = KINDS[(at + turn) % len(KINDS)]
-        out[at :: len(KINDS)] = corrupt(x[at :: len(KINDS)], kind, seed=1000 * seed + at)
+        rows, kind = drawn[at :: len(KINDS)], KINDS[(at + turn) % len(KINDS)]
+        out[rows] = corrupt(x[rows], kind, seed=1000 * (seed + 100 * turn) + at)
     return out, y
 
 
@@ -265,7 +269,7 @@ def on_device(ground: Ground, network: SeededNetwork, rows: int) -> tuple[float,
     The host's bundle is made first, and the grown one with it as its parent, as a fleet would.
     """
     seen = ground.clean.validation[0][:400]
-    calibration = np.concatenate([seen[:200], in_turn((seen[200:], np.zeros(200, np.int64)), 5)[0]])
+    calibration = np.concatenate([seen[:200], gone_wrong((seen[200:], np.zeros(200, np.int64)), 5)[0]])
     x, y = ground.clean.test[0][:rows], ground.clean.test[1][:rows]
     told = {"profile": "x86-cpu", "calibration": to_nhwc(calibration), "held_out": (to_nhwc(x), y), "labels": LABELS,
             "minimum_agreement": 0.9}  # fmt: skip

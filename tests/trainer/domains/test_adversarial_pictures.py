@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks._mnist_c_cells import Line, in_turn
+from benchmarks._mnist_c_cells import Line, gone_wrong
 from benchmarks.domain_mnist_c import FULL as WHOLE
 from benchmarks.domain_mnist_c import RECIPE, _best, _growth_rows
 from kasmina_edge.errors import InputError
@@ -115,9 +115,19 @@ def test_a_recipe_is_chosen_among_those_that_lose_little_clean_accuracy() -> Non
     assert _best([replace(each, validation_clean=each.validation_clean + 1) for each in tried], careful=True) == 0
 
 
-def test_rows_go_wrong_in_turn() -> None:
-    x, y = RNG.random((31, 1, 28, 28), np.float32), np.arange(31)
-    wrong, labels = in_turn((x, y), 3)
-    assert labels is y
-    for at, kind in enumerate(KINDS):
-        assert np.array_equal(wrong[at::15], corrupt(x[at::15], kind, seed=3000 + at)), kind
+def test_rows_go_wrong_in_each_way_as_often_and_a_way_tells_nothing_about_a_class() -> None:
+    x, y = RNG.random((300, 1, 28, 28), np.float32), np.arange(300) % 10  # classes in turn, as some parts have them
+    sets = [gone_wrong((x, y), 3, turn) for turn in (0, 5, 10)]
+    seen = []
+    for turn, (wrong, labels) in zip((0, 5, 10), sets, strict=True):
+        assert labels is y
+        kind_of = np.full(300, -1)
+        for at in range(15):
+            kind = KINDS[(at + turn) % 15]
+            rows = np.random.default_rng(3).permutation(300)[at::15]
+            assert np.array_equal(wrong[rows], corrupt(x[rows], kind, seed=1000 * (3 + 100 * turn) + at)), kind
+            kind_of[rows] = (at + turn) % 15
+        assert (np.bincount(kind_of) == 20).all()
+        assert max(np.bincount(y[kind_of == kind], minlength=10).max() for kind in range(15)) < 10  # in turn: 10 of 20
+        seen.append(kind_of)
+    assert (seen[0] != seen[1]).all() and (seen[1] != seen[2]).all() and (seen[0] != seen[2]).all()

@@ -23,7 +23,14 @@ import numpy as np
 from kasmina_edge.bundle import read_file
 from kasmina_edge.runtime import Runtime
 from kasmina_edge.slots import SlotStore
-from kasmina_trainer.datasets.medical_simulator.realtime import RealTimeReport, busy, first_in_line, validate
+from kasmina_trainer.datasets.medical_simulator.realtime import (
+    RealTimeReport,
+    awake,
+    bare,
+    busy,
+    first_in_line,
+    validate,
+)
 from kasmina_trainer.datasets.medical_simulator.windows import conditioned
 
 PERIOD_S = 0.010
@@ -41,7 +48,8 @@ def install(data: Path, file: Path) -> None:
 def measure(data: Path, windows: Path, update: Path, count: int) -> dict[str, Any]:
     """Alone, beside as many busy processes as there are cores, and while an update is installed.
 
-    As a monitor runs, first in line where the machine allows it; the load once more at everybody's priority.
+    As a monitor runs, first in line and on cores that do not sleep, where the machine allows it; alone and beside the
+    load once more as every process runs. Twice an answerer that only counts tells what the machine itself takes.
     """
     raw = np.load(windows)  # (N, 3, 1280), mV
     cores = len(os.sched_getaffinity(0))
@@ -53,6 +61,9 @@ def measure(data: Path, windows: Path, update: Path, count: int) -> dict[str, An
 
         def run(count: int, **options: Any) -> RealTimeReport:
             return validate(answer, raw, count=count, period_s=PERIOD_S, **options)
+
+        def run_bare() -> RealTimeReport:
+            return validate(bare(), raw, count=count, period_s=PERIOD_S)
 
         run(WARM_UP)
         command = [sys.executable, "-m", "benchmarks._ecg_realtime", "install", str(data), str(update), "when told"]
@@ -66,9 +77,11 @@ def measure(data: Path, windows: Path, update: Path, count: int) -> dict[str, An
 
             with busy(cores):
                 found = {"equal": run(count)}
+            found |= {"plain": run(count), "plain machine": run_bare()}
             with busy(cores), first_in_line() as first:
                 found["loaded"] = run(count)
-            with first_in_line():
+            with first_in_line(), awake() as up:
+                found["machine"] = run_bare()
                 found["alone"] = run(count)
                 found["updated"] = run(count, meanwhile={"install": told})
         runtime.refresh()
@@ -77,6 +90,7 @@ def measure(data: Path, windows: Path, update: Path, count: int) -> dict[str, An
         "swapped": swapped,
         "cores": cores,
         "first": first,
+        "awake": up,
         **{name: asdict(report) for name, report in found.items()},
     }
 

@@ -21,10 +21,11 @@ from benchmarks._detector import code_of
 from benchmarks._growth_peft import Method, fit, removed_exactly, right
 from benchmarks._growth_tasks import Array, Ground, ground, known
 from benchmarks._quantize_nets import FOLDER
+from kasmina_trainer.blueprints import normed, switched
 from kasmina_trainer.blueprints.registry import find_blueprint
 from kasmina_trainer.datasets.digits import Samples
-from kasmina_trainer.evolve import meeting
-from kasmina_trainer.evolve.recipes import RECIPES
+from kasmina_trainer.evolve import meeting, opening
+from kasmina_trainer.evolve.recipes import RECIPES, SWITCHED
 
 CODE = (
     Path(__file__).parent / "_growth_peft.py",
@@ -151,6 +152,9 @@ def _made_of() -> str:
 
 def _key(task: str, seed: int, kind: str, method: Method) -> str:
     told = asdict(replace(method, name="")) | {"parts": str(RECIPES.get(method.recipe))}
+    if any(part.blueprint == SWITCHED for part in RECIPES.get(method.recipe, ())):
+        own = (opening, switched, normed)  # what others learn does not hang on these
+        told["switched"] = str([code_of(Path(str(module.__file__))) for module in own])
     return hashlib.sha256(f"{_made_of()} {told} {task} {seed} {kind}".encode()).hexdigest()[:20]
 
 

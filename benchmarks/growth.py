@@ -51,7 +51,7 @@ Plan = Mapping[str, Sequence[Method]]
 
 
 def _settings(rate: float) -> TrainingSettings:
-    return TrainingSettings(steps=STEPS, batch=BATCH, learning_rate=rate, keep=KEEP)
+    return TrainingSettings(steps=STEPS, batch=BATCH, learning_rate=rate, keep=KEEP, fused=True)
 
 
 def _recipe(name: str, recipe: str, share: float) -> Method:

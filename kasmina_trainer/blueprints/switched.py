@@ -19,6 +19,7 @@ from kasmina_trainer.blueprints.config import BlueprintConfig, Width
 from kasmina_trainer.blueprints.cost import Cost, constant_cost, linear_cost
 from kasmina_trainer.blueprints.mixing import CHANNELS_FIRST, channel_map, convolution, kernel_of, map_cost, zeroed
 from kasmina_trainer.blueprints.mixing import pooled as mean_of
+from kasmina_trainer.blueprints.normed import Normed, Weights, changed
 from kasmina_trainer.blueprints.port import Layout, Port
 from kasmina_trainer.blueprints.registry import blueprint
 
@@ -74,10 +75,14 @@ class SwitchedBranch(nn.Module):
             self.up = zeroed(channel_map(port, config.bottleneck, width))
         self.register_buffer("toward", torch.zeros(1, width, *[1] * (len(port.shape) - 1 if maps else 0)))
         self.register_buffer("start", torch.zeros(1))
+        self.normed: Normed | None = None
+        self._met: tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Any layout to the same shape."""
         opening = self.opening(x.detach() if self.training else x)
+        if self.normed is not None:
+            return self._learning(self.normed, x, opening)
         if self.filter is None and self.down is None:
             return x * (opening * self.scale) + opening * self.shift
         added: torch.Tensor = x * self.scale + self.shift if self.filter is None else self.filter(x)
@@ -88,7 +93,9 @@ class SwitchedBranch(nn.Module):
     def opening(self, x: torch.Tensor) -> torch.Tensor:
         """How far the branch is open for each frame, 0 to 1.  # (N, 1, ...)"""
         means = mean_of(torch.relu(x), self.layout)
-        if self.layout is Layout.IMAGE:
+        if self.training and self.layout in CHANNELS_FIRST:
+            likeness = (means * self.toward).sum(1, keepdim=True) + self.start
+        elif self.layout is Layout.IMAGE:
             likeness = functional.conv2d(means, self.toward, self.start)
         elif self.layout is Layout.SERIES:
             likeness = functional.conv1d(means, self.toward, self.start)
@@ -138,19 +145,80 @@ class SwitchedBranch(nn.Module):
     def _match(self, clean: torch.Tensor, others: torch.Tensor) -> None:
         deviation, wide = ((part[1] - part[0].square()).clamp(min=0).sqrt() for part in (clean, others))
         factor = (deviation / wide.clamp(min=1e-3)).clamp(1 / STRETCH, STRETCH)
-        shift = clean[0] - factor * others[0]
+        self._met = (clean[0], deviation), (others[0], wide)
+        self._clear()
+        self._put(factor, clean[0] - factor * others[0])
+
+    @torch.no_grad()
+    def begin(self) -> bool:
+        """Learn from here on as `normed` says; False, and nothing changes, for tokens and without a meeting."""
+        if self._met is None or self.layout is Layout.TOKENS:
+            return False
+        self.normed = Normed(*self._met).to(self.toward.device).train(self.training)
+        self._clear()
+        for idle in self._idle():
+            idle.requires_grad_(False)
+        return True
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Fold what `begin` added into filter, scale and shift; nothing, where it added nothing."""
+        if self.normed is None:
+            return
+        factor, shift = self.normed.folded()
+        self.normed, self._met = None, None
+        if self.down is not None:
+            weight, _ = _weights(self.up)
+            weight.mul_(factor.reshape(-1, *[1] * (weight.ndim - 1)))
+        self._put(factor, shift)
+        for idle in self._idle():
+            idle.requires_grad_(True)
+
+    def _idle(self) -> list[nn.Parameter]:
+        """What the learned mean and spread stand for."""
+        found = [self.scale, self.shift] if self.filter is None else [self._filter()[1]]
+        if self.down is not None:
+            found.append(_weights(self.up)[1])
+        return found
+
+    def _learning(self, normed: Normed, x: torch.Tensor, opening: torch.Tensor) -> torch.Tensor:
+        if self.training and self.layout is Layout.IMAGE:
+            taps = None if self.filter is None else self._filter()[0]
+            if self.down is None:
+                return changed(x, opening, normed, Weights(taps))
+            (down, low), (up, _) = _weights(self.down), _weights(self.up)
+            return changed(x, opening, normed, Weights(taps, (down, low), up))
+        y = x if self.filter is None else x + self.filter(x)
+        if self.down is not None:
+            y = y + self.up(torch.relu(self.down(x)))
+        found: torch.Tensor = opening * (normed(y) - x)
+        return found
+
+    def _put(self, factor: torch.Tensor, shift: torch.Tensor) -> None:
+        """Make ``x + branch(x)``, but for the bottleneck, ``factor`` times what it is, with ``shift`` for its own."""
         if self.filter is None:
             self.scale.copy_((factor - 1).reshape(self.scale.shape))
             self.shift.copy_(shift.reshape(self.shift.shape))
             return
-        weight, bias = self.filter.weight, self.filter.bias
-        assert isinstance(weight, torch.Tensor) and isinstance(bias, torch.Tensor)
-        taps = weight[0, 0].numel()
-        weight.copy_(
-            functional.one_hot(torch.tensor(taps // 2), taps).to(weight).reshape(weight[:1].shape)
-            * (factor - 1).to(weight).reshape(-1, *[1] * (weight.ndim - 1))
-        )
+        weight, bias = self._filter()
+        taps, each = weight[0, 0].numel(), factor.to(weight).reshape(-1, *[1] * (weight.ndim - 1))
+        centre = functional.one_hot(torch.tensor(taps // 2, device=weight.device), taps).to(weight)
+        weight.mul_(each).add_(centre.reshape(weight[:1].shape) * (each - 1))
         bias.copy_(shift)
+
+    def _clear(self) -> None:
+        for own in (self.scale, self.shift) if self.filter is None else self._filter():
+            own.zero_()
+
+    def _filter(self) -> tuple[nn.Parameter, nn.Parameter]:
+        assert self.filter is not None
+        return _weights(self.filter)
+
+
+def _weights(layer: nn.Module) -> tuple[nn.Parameter, nn.Parameter]:
+    weight, bias = layer.weight, layer.bias
+    assert isinstance(weight, nn.Parameter) and isinstance(bias, nn.Parameter)
+    return weight, bias
 
 
 @blueprint("switched-adapter", version=1)

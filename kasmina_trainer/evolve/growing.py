@@ -23,12 +23,22 @@ from kasmina_trainer.evolve.arms import RETUNE, SHIPPED_AS, Arm, Candidate, name
 from kasmina_trainer.evolve.budget import Deadline
 from kasmina_trainer.evolve.intensities import Intensities, levels_of
 from kasmina_trainer.evolve.journal import Journal
-from kasmina_trainer.evolve.meeting import meet
-from kasmina_trainer.evolve.recipes import RECIPE_SETTINGS, RECIPES
+from kasmina_trainer.evolve.meeting import begin, meet, settle
+from kasmina_trainer.evolve.opening import Lesson, opened
+from kasmina_trainer.evolve.recipes import RECIPE_SETTINGS, RECIPES, SWITCHED
 from kasmina_trainer.evolve.telling import Teller
 from kasmina_trainer.seeds import SeededNetwork
 from kasmina_trainer.seeds.integrity import GradientGuard
-from kasmina_trainer.training import Progress, TrainingRun, TrainingSettings, Watch, as_tensors, one_core
+from kasmina_trainer.training import (
+    Progress,
+    Thinned,
+    TrainingRun,
+    TrainingSettings,
+    Watch,
+    as_tensors,
+    channels_last,
+    one_core,
+)
 from kasmina_trainer.training import train as fit_parameters
 
 GRAFT_SETTINGS = TrainingSettings(steps=350, learning_rate=1e-2, keep=0.5)
@@ -132,16 +142,19 @@ def grow_one(
     """Train one plan, or take what the journal has of it; the network comes back on the CPU."""
     if plan.host:
         return _retune(ground, plan, on_step, watch)
-    network, groups, gains = _planted(ground, plan)
+    network, rates, gains = _planted(ground, plan)
     norms = {site for arm in plan.candidate if arm.blueprint == RETUNE for site in arm.sites}
-    learning = network.graft_parameters()
     modules: list[nn.Module] = [network]
+    begun_s = ground.deadline.clock()
+    lesson = _met(ground, plan, network)
+    learning = [p for p in network.graft_parameters() if p.requires_grad]
+    groups = [(rate, network.graft_parameters(site)) for site, rate in rates.items()]
+    met_s = ground.deadline.clock() - begun_s
     for site in sorted(norms):
         norm = network.body.get_submodule(site)
         learning += list(norm.requires_grad_(True).parameters())
         modules.append(norm)
     run = TrainingRun(steps=0, asked_steps=0, loss=0.0, seconds=0.0)
-    met_s = _met(ground, network, plan.settings)
     if learning:
         guard = nullcontext() if norms else GradientGuard(network, every=GUARD_EVERY)
         state = partial(_whole_state, network) if norms else network.graft_state
@@ -149,10 +162,12 @@ def grow_one(
         if ground.telemetry is not None and not _is_done(ground, plan):
             looked = ground.telemetry.over(network, plan.name, watch)
         with guard, looked as watch:
-            run = _trained(ground, plan, network, learning, modules, state, groups=groups, on_step=on_step, watch=watch)
+            hooks = {"groups": groups, "on_step": on_step, "watch": watch}
+            run = _trained(ground, plan, network, learning, modules, state, lesson, **hooks)
     network.cpu().eval()
     for parameter in learning:
         parameter.grad = None
+    settle(network)
     if norms:
         network = _shipped(ground, plan, network, norms)
     for site, gain in gains.items():
@@ -161,14 +176,24 @@ def grow_one(
     return network, replace(run, seconds=run.seconds + met_s)
 
 
-def _met(ground: Ground, network: SeededNetwork, settings: TrainingSettings) -> float:
-    """Show both kinds of rows to branches that tell them apart; the seconds that took."""
-    if not ground.keeps_clean or len(ground.sources) < 2:
-        return 0.0
-    begun = ground.deadline.clock()
-    clean, target = (as_tensors(source, "cpu")[0] for source in ground.sources)
-    meet(network, clean, target, seed=ground.seed, shift=settings.shift)
-    return ground.deadline.clock() - begun
+def _met(ground: Ground, plan: Plan, network: SeededNetwork) -> Lesson:
+    """Show both kinds of rows to branches that tell them apart; what is left to learn from then."""
+    sources = [as_tensors(source, "cpu") for source in ground.sources]
+    whole = Lesson(sources)
+    if not ground.keeps_clean or len(sources) != 2:
+        return whole
+    shift = plan.settings.shift
+    with channels_last(network):
+        if not meet(network, sources[0][0], sources[1][0], seed=ground.seed, shift=shift):
+            return whole
+        if any(arm.blueprint != SWITCHED for arm in plan.candidate):
+            begin(network)
+            return whole
+        left = opened(network, sources[0], seed=ground.seed, shift=shift)
+    begin(network)
+    if not left.share:
+        return Lesson(sources[1:], keeps_clean=False)
+    return Lesson([(left.x, left.y), sources[1]], Thinned(left.share))
 
 
 def _whole_state(network: SeededNetwork) -> dict[str, torch.Tensor]:
@@ -180,12 +205,10 @@ def _is_done(ground: Ground, plan: Plan) -> bool:
     return ground.journal is not None and ground.journal.has(plan.key(ground.part))
 
 
-def _planted(
-    ground: Ground, plan: Plan
-) -> tuple[SeededNetwork, list[tuple[float, list[nn.Parameter]]], dict[str, float]]:
-    """The grafts of a plan at birth, groups of the learning rate, and blend factors by site."""
+def _planted(ground: Ground, plan: Plan) -> tuple[SeededNetwork, dict[str, float], dict[str, float]]:
+    """The grafts of a plan at birth, factors of the learning rate that are not 1, and blend factors, by site."""
     network = bare(ground.seeds)
-    groups: list[tuple[float, list[nn.Parameter]]] = []
+    rates: dict[str, float] = {}
     gains: dict[str, float] = {}
     for arm in plan.candidate:
         rate, config, gain = levels_of(ground.intensity, arm)
@@ -193,8 +216,8 @@ def _planted(
         for site in arm.sites if arm.blueprint != RETUNE else ():
             network.graft(site, arm.blueprint, seed=ground.seed, config=config)
             if rate != 1.0:
-                groups.append((rate, network.graft_parameters(site)))
-    return network, groups, gains
+                rates[site] = rate
+    return network, rates, gains
 
 
 def _shipped(ground: Ground, plan: Plan, learned: SeededNetwork, norms: set[str]) -> SeededNetwork:
@@ -271,6 +294,7 @@ def _trained(
     parameters: list[nn.Parameter],
     modules: list[nn.Module],
     state: Callable[[], Mapping[str, torch.Tensor]],
+    lesson: Lesson | None = None,
     **hooks: Any,
 ) -> TrainingRun:
     """Fit the parameters; ``state`` gives the network's own tensors that the journal keeps of the result."""
@@ -291,15 +315,18 @@ def _trained(
             hooks["on_step"](plan.settings.steps, plan.settings.steps)
         return run
     network.to(ground.device)
-    teacher = ground.seeds.host_copy().to(ground.device) if ground.keeps_clean else None
+    lesson = lesson or Lesson([as_tensors(source, "cpu") for source in ground.sources])
+    keeps = ground.keeps_clean and lesson.keeps_clean
+    teacher = ground.seeds.host_copy().to(ground.device) if keeps else None
     begun = journal.unfinished(key, before=plan.settings.steps) if journal is not None else None
     checkpoint = partial(journal.checkpoint, key) if journal is not None else None
     run = fit_parameters(
         network,
         parameters,
-        [as_tensors(source, ground.device) for source in ground.sources],
+        [(x.to(ground.device), y.to(ground.device)) for x, y in lesson.sources],
         training_modules=modules,
         teacher=teacher,
+        thinned=lesson.thinned,
         settings=plan.settings,
         seed=ground.seed,
         deadline_s=ground.deadline.at_s,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -13,6 +15,8 @@ from kasmina_trainer.training.rows import shifted
 
 MET = 256
 """Most rows of each kind."""
+AT_ONCE = 1 << 26
+"""Values of the widest site, over all rows, up to which they pass at once."""
 
 
 @torch.no_grad()
@@ -34,27 +38,56 @@ def meet(
         target: Rows of where it is weak.
         seed: Chooses rows and how they are moved.
         shift: As in `TrainingSettings`.
-        batch: Rows of one pass; what is kept of them is three numbers a channel.
+        batch: Rows of one pass where the sites are too wide for all at once; three numbers a channel are kept of them.
         most: Rows of each kind.
 
     Returns:
         How many branches met them.
     """
-    branches = [b for name in network.sites if hasattr(b := network.site(name).branch, "meet")]
+    branches = _those_with("meet", network)
     if not branches:
         return 0
     generator = torch.Generator().manual_seed(seed)
     first, second = (x[torch.randperm(len(x), generator=generator)[:most].to(x.device)] for x in (clean, target))
     rows = shifted(torch.cat([first, second]), shift, generator)
     with one_core():
+        if len(rows) * max(prod(port.shape) for port in network.ports.values()) <= AT_ONCE:
+            _all_at_once(network, branches, rows, len(first))
+            return len(branches)
         for branch in branches:
-            assert branch is not None
-            learn: Any = branch.meet
-            learn(
-                torch.cat([_seen(network, branch, rows[at : at + batch]) for at in range(0, len(rows), batch)]),
-                len(first),
-            )
+            sights = [_seen(network, branch, rows[at : at + batch]) for at in range(0, len(rows), batch)]
+            branch.meet(torch.cat(sights), len(first))
     return len(branches)
+
+
+def begin(network: SeededNetwork) -> None:
+    """Let every branch that has met both kinds learn in the way that it has for that."""
+    for branch in _those_with("begin", network):
+        branch.begin()
+
+
+def settle(network: SeededNetwork) -> None:
+    """Give every branch the form that it is shipped in."""
+    for branch in _those_with("settle", network):
+        branch.settle()
+
+
+def _those_with(call: str, network: SeededNetwork) -> list[Any]:
+    return [branch for name in network.sites if hasattr(branch := network.site(name).branch, call)]
+
+
+def _all_at_once(network: SeededNetwork, branches: list[Any], rows: torch.Tensor, clean: int) -> None:
+    """One pass: each branch meets the rows when they reach it, and so changes what those behind it see."""
+    hooks = [branch.register_forward_pre_hook(partial(_meet, clean)) for branch in branches]
+    try:
+        network(rows)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _meet(clean: int, branch: Any, inputs: tuple[Any, ...]) -> None:
+    branch.meet(branch.sight(inputs[0]), clean)
 
 
 class _Seen(Exception):  # noqa: N818 - no error: it ends a pass at the branch that has seen it

@@ -59,8 +59,7 @@ RECIPES: Mapping[str, tuple[Part, ...]] = {
         Part(SWITCHED, "norms", needed=False),
     ),
     "switched-wide": (
-        Part(SWITCHED, "norms", {"taps": 5, "bottleneck": 8}, most=EARLY),
-        Part(SWITCHED, "norms", {"taps": 3, "bottleneck": 8}, most=EARLY, needed=False),
+        Part(SWITCHED, "norms", {"taps": 3, "bottleneck": 8}, most=2 * EARLY),
         Part(SWITCHED, "norms", needed=False),
     ),
     "filters": (Part("input-filter", "input"), Part("depthwise", "early")),
@@ -68,10 +67,10 @@ RECIPES: Mapping[str, tuple[Part, ...]] = {
     "depthwise-and-norms": (Part("depthwise", "early"), Part(RETUNE, "norms")),
 }
 RECIPE_SETTINGS: Mapping[str, TrainingSettings] = {
-    "light": TrainingSettings(steps=100, batch=24, learning_rate=4e-2, keep=1.0),
-    "strong": TrainingSettings(steps=150, batch=30, learning_rate=4e-2, keep=0.5),
-    "switched": TrainingSettings(steps=80, batch=24, learning_rate=1.5e-2, keep=2.0),
-    "switched-wide": TrainingSettings(steps=150, batch=22, learning_rate=1e-2, keep=2.0),
+    "light": TrainingSettings(steps=100, batch=24, learning_rate=4e-2, keep=1.0, fused=True),
+    "strong": TrainingSettings(steps=150, batch=30, learning_rate=4e-2, keep=0.5, fused=True),
+    "switched": TrainingSettings(steps=80, batch=30, learning_rate=1.5e-2, keep=0.5, fused=True),
+    "switched-wide": TrainingSettings(steps=90, batch=30, learning_rate=1.5e-2, keep=0.5, fused=True),
 }
 """How long and how boldly a recipe trains when nothing else is said, where that is not as a single blueprint does."""
 

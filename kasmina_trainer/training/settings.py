@@ -44,6 +44,8 @@ class TrainingSettings:
         keep: Weight of staying near the teacher's answers on the first source (distillation, Hinton et al. 2015).
         remember: Ask the teacher once for every row of the first source, instead of at every step; only where rows stay
             where they are (``shift`` 0).
+        fused: The optimiser takes its step for all parameters in one kernel, where they are on the CPU: sooner where
+            they are many and small, and rounded otherwise in the last place.
     """
 
     steps: int = 500
@@ -54,10 +56,30 @@ class TrainingSettings:
     shift: int = 1
     keep: float = 0.0
     remember: bool = False
+    fused: bool = False
 
     def __post_init__(self) -> None:
         if self.remember and self.shift:
             raise InputError(f"remember with a shift of {self.shift}: rows that move have no answer to remember")
+
+
+@dataclass(frozen=True)
+class Thinned:
+    """The first source holds only those of its rows that teach anything, moved already.
+
+    Attributes:
+        share: How many of all rows of that source they are, above 0 to 1; they weigh as much as all of them did.
+    """
+
+    share: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise InputError(f"a source thinned to a share of {self.share}: expected more than 0, and at most 1")
+
+    def rows(self, each: int) -> int:
+        """Rows a step, where ``each`` would be drawn of the whole source."""
+        return max(1, round(self.share * each))
 
 
 @dataclass(frozen=True)

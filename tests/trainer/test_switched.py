@@ -9,17 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 from worlds import small_growth
 
+from kasmina_edge.errors import InputError
 from kasmina_trainer.blueprints import GraftBlueprint, find_blueprint
 from kasmina_trainer.blueprints.conformance import SAMPLE_PORTS, perturb
+from kasmina_trainer.blueprints.normed import Normed, Weights, changed
 from kasmina_trainer.blueprints.switched import SHUT_FOR, SwitchedBranch
-from kasmina_trainer.evolve import GRAFT_SETTINGS, default_settings, evolve, sites_for
+from kasmina_trainer.evolve import GRAFT_SETTINGS, default_settings, evolve, meeting, sites_for
 from kasmina_trainer.evolve.budget import Allowance
 from kasmina_trainer.evolve.meeting import meet
+from kasmina_trainer.evolve.opening import opened
 from kasmina_trainer.evolve.recipes import RECIPE_SETTINGS, named_recipe, norm_names, within
 from kasmina_trainer.hosts import build_host
 from kasmina_trainer.seeds import SeededNetwork, attach_seeds
+from kasmina_trainer.training import Thinned, TrainingSettings
+from kasmina_trainer.training import train as fit_parameters
 
 EXAMPLE = torch.zeros(1, 1, small_growth.SIDE, small_growth.SIDE)
 TASK: dict[str, Any] = {"blueprint": "switched", "rival": False, "settings": replace(small_growth.QUICK, steps=40)}
@@ -94,6 +100,21 @@ def test_what_it_measured_does_not_learn_and_travels_with_the_weights() -> None:
     assert torch.equal(twin(other), branch(other)) and torch.equal(twin(clean), branch(clean))
 
 
+def test_rows_that_pass_at_once_meet_as_those_that_pass_branch_by_branch(monkeypatch: pytest.MonkeyPatch) -> None:
+    host, example = build_host(seed=0).eval(), torch.zeros(1, 1, 16, 16)
+    clean = torch.rand(40, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    found = []
+    for most in (meeting.AT_ONCE, 0):
+        monkeypatch.setattr(meeting, "AT_ONCE", most)
+        network = attach_seeds(host, sites_for("switched", host, example), example=example)
+        for name in network.sites:
+            network.graft(name, "switched-adapter")
+        meet(network, clean, 0.2 * clean, seed=0, batch=16)
+        found.append(network.graft_state())
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name], atol=1e-3, rtol=1e-3)
+
+
 def test_branches_behind_see_what_those_in_front_make_of_the_rows() -> None:
     host = build_host(seed=0).eval()
     example = torch.zeros(1, 1, 16, 16)
@@ -131,6 +152,76 @@ def test_clean_rows_keep_the_host_s_answers_bit_for_bit_where_all_is_shut() -> N
         assert torch.equal(found.network(target), host(target))
 
 
+def grown_and_met(far: float) -> tuple[SeededNetwork, torch.Tensor]:
+    """Two branches that met clean rows and others, with weights; and the clean rows."""
+    host = build_host(seed=0).eval()
+    example = torch.zeros(1, 1, 16, 16)
+    sites = sites_for("switched", host, example)[:2]
+    network = attach_seeds(host, sites, example=example)
+    for name in sites:
+        network.graft(name, "switched-adapter")
+    clean = torch.rand(400, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    meet(network, clean, far * clean, seed=0)
+    for name in sites:
+        branch = network.site(name).branch
+        assert branch is not None
+        perturb(branch)
+    return network, clean
+
+
+def test_rows_that_open_nothing_give_no_gradient_and_the_others_do() -> None:
+    network, clean = grown_and_met(0.2)
+    labels = torch.arange(400)
+    left = opened(network, (clean, labels), seed=0, most=400)
+    assert 0 < left.share < 0.5 and len(left.x) == round(400 * left.share)
+    assert torch.equal(left.x, clean[left.y]), "rows keep their labels"
+    shut = sorted(set(range(400)) - set(left.y.tolist()))
+
+    def pull(rows: torch.Tensor) -> float:
+        parameters = network.graft_parameters()
+        found = torch.autograd.grad(network(rows).square().sum(), parameters)
+        return sum(float(each.abs().sum()) for each in found)
+
+    assert pull(clean[shut]) == 0.0
+    assert pull(left.x) > 0
+
+
+@pytest.mark.parametrize("keep", [0.0, 2.0])
+def test_a_thinned_source_moves_the_weights_as_the_whole_one_does(keep: float) -> None:
+    """The whole: 32 clean rows, 8 of which teach, and 32 others, all in one step. Thinned: those 8 and the 32."""
+    network, clean = grown_and_met(0.2)
+    left = opened(network, (clean, torch.arange(400)), seed=0, most=400)
+    shut = clean[sorted(set(range(400)) - set(left.y.tolist()))][:24]
+    teach = left.x[:8]
+    assert len(teach) == 8, "the world has enough rows that open a branch"
+    others, labels = 0.2 * clean[:32], torch.arange(32) % 10
+    parameters, begun = network.graft_parameters(), network.graft_state()
+    begun = {name: value.clone() for name, value in begun.items()}
+
+    def stepped(first: torch.Tensor, thinned: Thinned | None) -> torch.Tensor:
+        network.load_graft_state(begun)
+        fit_parameters(
+            network,
+            parameters,
+            [(first, torch.zeros(len(first), dtype=torch.int64)), (others, labels)],
+            teacher=build_host(seed=0).eval(),
+            settings=TrainingSettings(steps=1, batch=64, learning_rate=1e-2, shift=0, keep=keep),
+            seed=0,
+            thinned=thinned,
+        )
+        return torch.cat([p.grad.flatten().clone() for p in parameters if p.grad is not None])
+
+    whole = stepped(torch.cat([teach, shut]), None)
+    torch.testing.assert_close(stepped(teach, Thinned(8 / 32)), whole, atol=1e-5, rtol=1e-3)
+    assert not torch.allclose(stepped(teach, Thinned(1.0)), whole, atol=1e-5, rtol=1e-3), "the control: another weight"
+
+
+@pytest.mark.parametrize("share", [0.0, 1.1, float("nan")])
+def test_a_share_that_is_none_is_refused(share: float) -> None:
+    with pytest.raises(InputError, match="thinned"):
+        Thinned(share)
+
+
 def test_without_clean_rows_nothing_is_met_and_it_stays_open() -> None:
     found = evolve(seeded(), **{**small_growth.task(), **TASK, "target_only": True})
     state = found.network.graft_state()
@@ -153,7 +244,7 @@ def test_switched_recipes_are_made_to_fit_a_share_of_the_host(name: str, share: 
     ports = attach_seeds(host, sites_for(name, host, example), example=example).ports
     fitted = within(named_recipe(name, ports, norm_names(host)), ports, Allowance(parameters=most))
     sizes = [getattr(arm.config, "taps", 1) for arm in fitted]
-    assert sizes == sorted(sizes, reverse=True) and len(fitted[0].sites) == 2
+    assert sizes == sorted(sizes, reverse=True) and len(fitted[0].sites) == (4 if name == "switched-wide" else 2)
     whole = within(named_recipe(name, ports, norm_names(host)), ports, Allowance())
     assert sum(len(arm.sites) for arm in whole) == len(norm_names(host)) >= sum(len(arm.sites) for arm in fitted)
 
@@ -165,3 +256,76 @@ def test_a_recipe_trains_as_its_own_settings_say_unless_others_are_given() -> No
     found = evolve(seeded(), **{**quick, "blueprint": "switched", "rival": False})
     assert found.run.asked_steps == RECIPE_SETTINGS["switched"].steps
     assert np.isfinite(found.run.loss)
+
+
+@pytest.mark.parametrize(
+    ("place", "taps", "bottleneck"),
+    [("image", 3, 4), ("image", 5, 0), ("image", 1, 0), ("image", 1, 4), ("series", 3, 4), ("vector", 1, 4)],
+)
+def test_what_it_learns_with_folds_into_what_is_shipped(place: str, taps: int, bottleneck: int) -> None:
+    kind, port = find_blueprint("switched-adapter"), SAMPLE_PORTS[place]
+    assert isinstance(kind, GraftBlueprint)
+    branch = kind.build(port, seed=0, config=kind.Config.parse({"taps": taps, "bottleneck": bottleneck}))
+    assert isinstance(branch, SwitchedBranch)
+    generator = torch.Generator().manual_seed(0)
+    clean, other = (torch.randn(64, *port.shape, generator=generator) for _ in range(2))
+    other = 2 * other + 1
+    shipped = set(branch.state_dict())
+    assert not branch.begin(), "it has met nothing"
+    branch.meet(branch.sight(torch.cat([clean, other])), len(clean))
+    branch.eval()
+    born = branch(other)
+    assert branch.begin()
+    torch.testing.assert_close(branch(other), born, atol=1e-4, rtol=1e-4)
+    learning = [p for p in branch.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(learning, lr=1e-2)
+    branch.train()
+    for _ in range(5):
+        optimizer.zero_grad()
+        branch(torch.cat([clean, other])).square().mean().backward()
+        optimizer.step()
+    branch.eval()
+    learned = branch(other)
+    assert not torch.allclose(learned, born, atol=1e-3), "the control: it learned"
+    branch.settle()
+    torch.testing.assert_close(branch(other), learned, atol=1e-4, rtol=1e-4)
+    assert set(branch.state_dict()) == shipped and all(p.requires_grad for p in branch.parameters())
+    branch.settle()
+    torch.testing.assert_close(branch(other), learned, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("taps", "bottleneck"), [(3, 4), (5, 0), (1, 0), (1, 4)])
+@pytest.mark.parametrize("shape", [(6, 5, 6), (6, 1, 9)])
+def test_its_one_step_of_autograd_gives_the_gradients_of_many(
+    taps: int, bottleneck: int, shape: tuple[int, int, int]
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*size: int) -> torch.Tensor:
+        return torch.randn(size, generator=generator, dtype=torch.float64).requires_grad_()
+
+    width = shape[0]
+    norm = Normed((drawn(width), drawn(width).abs()), (drawn(width), drawn(width).abs())).double()
+    x, opening = drawn(7, *shape), torch.rand(7, 1, 1, 1, generator=generator, dtype=torch.float64)
+    high = min(taps, shape[1])
+    filters = drawn(width, 1, high, taps) if taps > 1 else None
+    down = (drawn(bottleneck, width, 1, 1), drawn(bottleneck)) if bottleneck else None
+    up = drawn(width, bottleneck, 1, 1) if bottleneck else None
+    learning = [p for p in (x, norm.spread, norm.centre, filters, *(down or ()), up) if p is not None]
+    weight = torch.randn(7, *shape, generator=generator, dtype=torch.float64)
+
+    def gradients(found: torch.Tensor) -> list[torch.Tensor]:
+        return list(torch.autograd.grad((found * weight).sum(), learning))
+
+    first = changed(x, opening, norm, Weights(filters, down, up))
+    running = norm.mean.clone()
+    y = x
+    if filters is not None:
+        y = y + functional.conv2d(x, filters, padding=(high // 2, taps // 2), groups=width)
+    if down is not None and up is not None:
+        y = y + functional.conv2d(torch.relu(functional.conv2d(x, *down)), up)
+    plain = opening * (norm(y) - x)
+    torch.testing.assert_close(first, plain)
+    for one, many in zip(gradients(first), gradients(plain), strict=True):
+        torch.testing.assert_close(one, many)
+    assert not torch.equal(running, norm.mean), "both keep running statistics"

@@ -8,12 +8,15 @@ Venkatraman 1995, scanned over a ladder of lengths as in MOSUM, Eichinger and Ki
 
 Short windows see a leap within tens of samples, long ones a creeping change long before any sample looks odd.
 
-Lines are computed. While nothing changes, ``Q`` is chi-square in the limit. For a short window its variance and
-third moment are taken from sums of reference vectors drawn at random, and the line is the quantile of the gamma
-distribution with these moments (Pearson's third type); that the covariance is an estimate is allowed for by Bartlett's
-factor. The chances of all looks at all lengths add up to one false alarm in ``samples`` (Boole), of which windows
-shorter than `SURE` get a hundredth, because a limit is least to be trusted far out in a short sum's tail. It is still
-too light there: of clusters with small shares, where 10^8 was asked for, one alarm in some 10^7 samples was counted.
+A sum of few vectors is far from normal where single ones lie far out, so windows shorter than `SURE` add up shortened
+vectors: whitened, none longer than all but one in a hundred of the reference's. Long windows take them as they are: a
+gradual drift shows in far points first.
+
+Lines are computed. While nothing changes, ``Q`` is chi-square in the limit. Its variance and third moment in a short
+window are taken from sums of reference vectors drawn at random, and the line is the quantile of the gamma distribution
+with these moments (Pearson's third type); that the covariance is an estimate is allowed for by Bartlett's factor. The
+chances of all looks at all lengths add up to one false alarm in ``samples`` (Boole), of which windows shorter than
+`SURE` get a hundredth, because a limit is least to be trusted far out in a short sum's tail.
 """
 
 from __future__ import annotations
@@ -28,11 +31,13 @@ from scipy.special import gammainccinv
 Points = npt.NDArray[np.float64]
 STEP = 8
 """Vectors from one look to the next, of the shortest windows."""
-WINDOWS = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384)
+WINDOWS = (96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384)
 LOOKS_A_WINDOW = 16
 SURE = 1024
 SHORT_PART = 0.01
-_DRAWN_WINDOW = 64
+LONGEST = 0.99
+"""Share of reference vectors that are not shortened for short windows."""
+_DRAWN_WINDOW = 96
 _DRAWS = 20_000
 _TOLERANCE = 1e-6
 
@@ -68,14 +73,20 @@ class MeanScan:
         kept = values > _TOLERANCE * values.max()
         self._turn = (vectors[:, kept] / np.sqrt(values[kept])) / self.scale[:, None]
         self._known = len(reference)
-        width = int(kept.sum())
-        variance, third = _moments((reference - self._centre) @ self._turn, np.random.default_rng(seed))
+        self._width = width = int(kept.sum())
+        white = (reference - self._centre) @ self._turn
+        self._longest = float(np.quantile(np.linalg.norm(white, axis=1), LONGEST))
+        self._middle = np.zeros(width)
+        self._middle = self._shortened(white).mean(0)
+        rng = np.random.default_rng(seed)
+        moments = {False: _moments(white, rng), True: _moments(self._shortened(white), rng)}
         self.lines = {
-            window: _line(window, width, variance, third, self._known, chance)
+            window: _line(window, width, *moments[window < SURE], self._known, chance)
             for window, chance in _chances(samples).items()
         }
-        self._sums = np.zeros((1, width))  # running sums at every STEP-th vector, the last WINDOWS[-1] of them
-        self._pending = np.zeros((0, width))
+        # running sums at every STEP-th vector, the last WINDOWS[-1] of them: vectors as they are, and shortened
+        self._sums = np.zeros((1, 2 * width))
+        self._pending = np.zeros((0, 2 * width))
         self._steps = 0
 
     def update(self, vectors: Points) -> Found | None:
@@ -84,7 +95,8 @@ class MeanScan:
         Returns:
             The first change; the scan is then of no more use. None when there is none.
         """
-        rows = np.concatenate([self._pending, (vectors - self._centre) @ self._turn])
+        white = (vectors - self._centre) @ self._turn
+        rows = np.concatenate([self._pending, np.hstack([white, self._shortened(white)])])
         whole = len(rows) // STEP
         self._pending = rows[whole * STEP :]
         steps = rows[: whole * STEP].reshape(whole, STEP, self._sums.shape[1]).sum(1)
@@ -96,6 +108,12 @@ class MeanScan:
         self._sums = sums[-(WINDOWS[-1] // STEP + 1) :]
         return found
 
+    def _shortened(self, white: Points) -> Points:
+        """Whitened vectors of at most the longest length, about their reference's mean."""
+        lengths = np.maximum(np.linalg.norm(white, axis=1, keepdims=True), 1e-12)
+        short: Points = white * np.minimum(1.0, self._longest / lengths) - self._middle
+        return short
+
     def _look(self, sums: Points, first: int, begin: int, end: int) -> Found | None:
         best: tuple[int, int] | None = None
         for window, line in self.lines.items():
@@ -104,14 +122,15 @@ class MeanScan:
             looks = np.arange(-(-max(begin, length) // every) * every, end + 1, every)
             if not len(looks):
                 continue
-            gaps, error = self._gaps(sums, looks - first, looks, length)
+            part = slice(self._width, None) if window < SURE else slice(self._width)
+            gaps, error = self._gaps(sums[:, part], looks - first, looks, length)
             crossed = np.flatnonzero((gaps * gaps).sum(1) > line * error)
             if len(crossed) and (best is None or looks[crossed[0]] < best[0]):
                 best = int(looks[crossed[0]]), window
         if best is None:
             return None
         look, window = best
-        gap, _ = self._gaps(sums, np.array([look - first]), np.array([look]), window // STEP)
+        gap, _ = self._gaps(sums[:, : self._width], np.array([look - first]), np.array([look]), window // STEP)
         # a covariance times the whitened gap is the gap itself
         shift: Points = np.linalg.pinv(self._turn.T) @ gap[0]
         return Found(look * STEP - 1, window, shift)

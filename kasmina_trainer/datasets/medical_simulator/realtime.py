@@ -208,6 +208,41 @@ def first_in_line() -> Iterator[bool]:
             _queued("SCHED_OTHER", lambda thread: 0)
 
 
+@contextmanager
+def awake() -> Iterator[bool]:
+    """No core goes to sleep while nothing is to be done; whether the machine allows it is yielded.
+
+    Linux's latency request (``/dev/cpu_dma_latency``, root or a udev rule; the kernel's guide to power management,
+    "PM Quality of Service"): waking a core is time that the next window waits. It costs the power of a busy core.
+    """
+    try:
+        request = os.open("/dev/cpu_dma_latency", os.O_WRONLY)
+    except OSError:
+        yield False
+        return
+    try:
+        os.write(request, (0).to_bytes(4, sys.byteorder))
+        yield True
+    finally:
+        os.close(request)
+
+
+def bare(steps: int = 8000) -> Answer:
+    """An answerer that only counts: what it takes from due to answered is the machine's own doing.
+
+    Args:
+        steps: How far it counts; 8000 is some 0.4 ms.
+    """
+
+    def answer(_: Any) -> int:
+        found = 0
+        for _ in range(steps):
+            found += 1
+        return found
+
+    return answer
+
+
 def _queued(policy: str, place: Callable[[int], int]) -> bool:
     """Put all threads of this process under a policy; False where there is none or it is not allowed."""
     try:

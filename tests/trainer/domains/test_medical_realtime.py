@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 
 from kasmina_edge.errors import InputError
-from kasmina_trainer.datasets.medical_simulator.realtime import GIVE_BACK_S, Spread, busy, first_in_line, validate
+from kasmina_trainer.datasets.medical_simulator.realtime import (
+    GIVE_BACK_S,
+    Spread,
+    awake,
+    bare,
+    busy,
+    first_in_line,
+    validate,
+)
 
 
 class Clock:
@@ -142,3 +150,34 @@ def test_first_in_line_holds_for_all_threads_and_ends() -> None:
     finally:
         leave.set()
         thread.join()
+
+
+def test_a_request_for_cores_that_stay_awake_is_given_back() -> None:
+    def held() -> bool:
+        names = (f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd"))
+        return "/dev/cpu_dma_latency" in [os.readlink(name) for name in names if os.path.lexists(name)]
+
+    with awake() as allowed:
+        assert allowed == os.access("/dev/cpu_dma_latency", os.W_OK) == held()
+    assert not held()
+
+
+def test_without_leave_cores_may_sleep_and_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> int:
+        raise PermissionError("no")
+
+    monkeypatch.setattr(os, "open", refused)
+    with awake() as allowed:
+        assert not allowed
+
+
+def test_an_answerer_that_only_counts_takes_longer_the_further_it_counts() -> None:
+    def spent(steps: int) -> float:
+        found = []
+        for _ in range(5):
+            begun = time.process_time()
+            assert bare(steps)(None) == steps
+            found.append(time.process_time() - begun)
+        return min(found)
+
+    assert spent(200_000) > 5 * spent(2_000)

@@ -1,0 +1,135 @@
+"""While a switched adapter learns: what its rows become is normalised by their own statistics, as batch norm does.
+
+A filter that changes what it sees drifts away from the mean and spread that the layers behind it know, and learning
+spends its steps on bringing them back. Normalised over the rows of a step (Ioffe and Szegedy 2015), with the clean
+rows' mean and spread to begin with, they stay where they belong. Afterwards it folds into filter, scale and shift, so
+that nothing of it is shipped. One step of autograd holds the whole branch: on small maps the steps are the price.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+MOMENTUM = 0.1
+EPSILON = 1e-5
+
+
+class Normed(nn.Module):
+    """Mean and spread that are learned, and the running ones of what is learned on.
+
+    Args:
+        clean: Mean and deviation of clean frames.  # (C,), (C,)
+        others: Mean and deviation of the others.  # (C,), (C,)
+    """
+
+    mean: torch.Tensor
+    variance: torch.Tensor
+
+    def __init__(self, clean: tuple[torch.Tensor, torch.Tensor], others: tuple[torch.Tensor, torch.Tensor]) -> None:
+        super().__init__()
+        self.centre = nn.Parameter(clean[0].detach().float())
+        self.spread = nn.Parameter(clean[1].detach().float())
+        self.register_buffer("mean", others[0].detach().float())
+        self.register_buffer("variance", others[1].detach().float().square())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Channels on the second axis, shape unchanged."""
+        return functional.batch_norm(
+            x, self.mean, self.variance, self.spread, self.centre, self.training, MOMENTUM, EPSILON
+        )
+
+    def folded(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Factor and shift of each channel that do the same with the running statistics.  # (C,), (C,)"""
+        factor = self.spread / torch.sqrt(self.variance + EPSILON)
+        return factor, self.centre - factor * self.mean
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Of a branch on maps.
+
+    Attributes:
+        taps: Of the filter a channel.  # (C, 1, k, k), or (C, 1, 1, k) on maps of height one
+        down: To the bottleneck, and its shift.  # (b, C, 1, 1), (b,)
+        up: Back.  # (C, b, 1, 1)
+    """
+
+    taps: torch.Tensor | None = None
+    down: tuple[torch.Tensor, torch.Tensor] | None = None
+    up: torch.Tensor | None = None
+
+
+def changed(x: torch.Tensor, opening: torch.Tensor, norm: Normed, weights: Weights) -> torch.Tensor:
+    """``opening * (norm(x + filter(x) + up(relu(down(x)))) - x)`` on maps (N, C, H, W), as one step of autograd.
+
+    Args:
+        x: Maps.
+        opening: Of each frame; takes no gradient.  # (N, 1, 1, 1)
+        norm: In training mode.
+        weights: What there is of filter and bottleneck.
+    """
+    down, low = weights.down or (None, None)
+    found: torch.Tensor = _Changed.apply(  # type: ignore[no-untyped-call]
+        x, opening, norm.spread, norm.centre, norm.mean, norm.variance, weights.taps, down, low, weights.up
+    )
+    return found
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def _maps(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return rows.reshape(like.shape[0], *like.shape[2:], like.shape[1]).permute(0, 3, 1, 2)
+
+
+def _around(taps: torch.Tensor) -> tuple[int, int]:
+    return taps.shape[-2] // 2, taps.shape[-1] // 2
+
+
+class _Changed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, opening: torch.Tensor, *parts: Any) -> torch.Tensor:
+        spread, centre, mean, variance, taps, down, low, up = parts
+        inner = hidden = None
+        if taps is not None:
+            inner = functional.conv2d(x, taps, None, 1, _around(taps), 1, x.shape[1])
+        if down is not None:
+            hidden = torch.addmm(low, _rows(x), down.flatten(1).T).relu_()
+            mixed = hidden @ up.flatten(1).T
+            inner = _maps(mixed if inner is None else mixed.add_(_rows(inner)), x)
+        inner = x if inner is None else inner.add_(x)
+        normed, own, scale = torch.native_batch_norm(inner, spread, centre, mean, variance, True, MOMENTUM, EPSILON)
+        ctx.save_for_backward(x, inner, opening, spread, own, scale, taps, hidden, down, up)
+        return normed.sub_(x).mul_(opening)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, inner, opening, spread, own, scale, taps, hidden, down, up = ctx.saved_tensors
+        wanted = bool(ctx.needs_input_grad[0])
+        back = gradient * opening
+        through, of_spread, of_centre = torch.ops.aten.native_batch_norm_backward(
+            back, inner, spread, None, None, own, scale, True, EPSILON, (True, True, True)
+        )
+        of_x = through - back if wanted else None
+        of_taps = of_down = of_low = of_up = None
+        if taps is not None:
+            passed, of_taps, _ = torch.ops.aten.convolution_backward(
+                through, x, taps, None, (1, 1), _around(taps), (1, 1), False, (0, 0), x.shape[1], (wanted, True, False)
+            )
+            if of_x is not None:
+                of_x = of_x.add_(passed)
+        if down is not None:
+            lines = _rows(through)
+            low = (lines @ up.flatten(1)).mul_(hidden > 0)
+            of_up = (lines.T @ hidden).reshape(up.shape)
+            of_down = (low.T @ _rows(x)).reshape(down.shape)
+            of_low = low.sum(0)
+            if of_x is not None:
+                of_x = of_x.add_(_maps(low @ down.flatten(1), x))
+        return of_x, None, of_spread, of_centre, None, None, of_taps, of_down, of_low, of_up

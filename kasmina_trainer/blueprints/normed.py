@@ -92,25 +92,39 @@ def _around(taps: torch.Tensor) -> tuple[int, int]:
     return taps.shape[-2] // 2, taps.shape[-1] // 2
 
 
+def _inner(
+    x: torch.Tensor,
+    taps: torch.Tensor | None,
+    hidden: torch.Tensor | None,
+    up: torch.Tensor | None,
+) -> torch.Tensor:
+    """What is normalised; ``x`` itself where there is neither filter nor bottleneck."""
+    inner = None
+    if taps is not None:
+        inner = functional.conv2d(x, taps, None, 1, _around(taps), 1, x.shape[1])
+    if hidden is not None and up is not None:
+        mixed = hidden @ up.flatten(1).T
+        inner = _maps(mixed if inner is None else mixed.add_(_rows(inner)), x)
+    return x if inner is None else inner.add_(x)
+
+
 class _Changed(torch.autograd.Function):
+    """Keeps ``x`` and the bottleneck for the way back, and makes the map between them a second time."""
+
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, opening: torch.Tensor, *parts: Any) -> torch.Tensor:
         spread, centre, mean, variance, taps, down, low, up = parts
-        inner = hidden = None
-        if taps is not None:
-            inner = functional.conv2d(x, taps, None, 1, _around(taps), 1, x.shape[1])
-        if down is not None:
-            hidden = torch.addmm(low, _rows(x), down.flatten(1).T).relu_()
-            mixed = hidden @ up.flatten(1).T
-            inner = _maps(mixed if inner is None else mixed.add_(_rows(inner)), x)
-        inner = x if inner is None else inner.add_(x)
-        normed, own, scale = torch.native_batch_norm(inner, spread, centre, mean, variance, True, MOMENTUM, EPSILON)
-        ctx.save_for_backward(x, inner, opening, spread, own, scale, taps, hidden, down, up)
+        hidden = None if down is None else torch.addmm(low, _rows(x), down.flatten(1).T).relu_()
+        normed, own, scale = torch.native_batch_norm(
+            _inner(x, taps, hidden, up), spread, centre, mean, variance, True, MOMENTUM, EPSILON
+        )
+        ctx.save_for_backward(x, opening, spread, own, scale, taps, hidden, down, up)
         return normed.sub_(x).mul_(opening)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, inner, opening, spread, own, scale, taps, hidden, down, up = ctx.saved_tensors
+        x, opening, spread, own, scale, taps, hidden, down, up = ctx.saved_tensors
+        inner = _inner(x, taps, hidden, up)
         wanted = bool(ctx.needs_input_grad[0])
         back = gradient * opening
         through, of_spread, of_centre = torch.ops.aten.native_batch_norm_backward(

@@ -141,14 +141,19 @@ def _slipping(
     made.append(("Square", square_attack(scores, x[few], y[few], GUARDED_AT, queries=queries)))
     found = square_attack(scores, x[few], y[few], GUARDED_AT, queries=queries, price=price, weight=SQUARE_WEIGHT)
     made.append(("Square that asks the detector too", found))
-    return [_slipped(name, each, price(each.x) > 0) for name, each in made]
+    return [
+        _slipped(name, each, np.argmax(scores(each.x), 1) != y[: len(each.x)], price(each.x) > 0) for name, each in made
+    ]
 
 
-def _slipped(name: str, found: Attacked, seen: npt.NDArray[np.bool_]) -> Row:
-    share = 100 * float((found.fooled & ~seen).mean())
-    alarmed = f"{100 * float(seen[found.fooled].mean()):.1f} %" if found.fooled.any() else "none"
-    fooled = 100 * found.success_rate
-    told = f"epsilon {GUARDED_AT:g}, {len(found.x)} rows: fooled {fooled:.1f} %, of which alarmed {alarmed}"
+def _slipped(name: str, found: Attacked, wrong: npt.NDArray[np.bool_], seen: npt.NDArray[np.bool_]) -> Row:
+    """Both of the deployed file: what it answers wrongly, and where its check gives an alarm."""
+    share = 100 * float((wrong & ~seen).mean())
+    alarmed = f"{100 * float(seen[wrong].mean()):.1f} %" if wrong.any() else "none"
+    told = (
+        f"epsilon {GUARDED_AT:g}, {len(found.x)} rows: the int8 file wrong on {100 * float(wrong.mean()):.1f} %, of which"
+        f" alarmed {alarmed}; the network attacked was fooled on {100 * found.success_rate:.1f} %"
+    )
     return row(f"detector: slips by it and the network, {name}", None, share, "%", True, told)
 
 

@@ -110,6 +110,8 @@ def write_durable(path: Path, data: bytes, mode: int = 0o600) -> None:
             the new one is there already and a power cut may still take it back: write it again to be sure.
     """
     disk = _disk.get()
+    if not path.name:
+        raise as_storage_error(IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)), path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         fd = disk.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)

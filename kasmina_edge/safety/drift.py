@@ -45,18 +45,29 @@ def features(frame: Array, score: float | None = None) -> dict[str, float]:
         score: Top score of the network's answer in shares of 1; None when it was not measured, and then absent.
 
     Returns:
-        Values by the names of `FEATURES`. A frame without neighbours (one value) has roughness 0.
+        Values by the names of `FEATURES`. A frame without neighbours (one value) has roughness 0. A finite
+        frame has finite features, up to the largest float32.
 
     >>> sorted(features(np.eye(2, dtype=np.float32)).items())
     [('input_mean', 0.5), ('input_std', 0.5), ('roughness', 1.0)]
     """
     values = (frame if frame.dtype == np.float32 else frame.astype(np.float32)).squeeze()
+    found = _measured(frame, values)
+    if not all(map(math.isfinite, found.values())):  # squares beyond float32: a broken sensor, which must be seen
+        found = _measured(frame, values.astype(np.float64))
+    if score is not None:
+        found["score"] = float(score)
+    return found
+
+
+def _measured(frame: Array, values: Array) -> dict[str, float]:
+    """All features but the score, in the precision of ``values``."""
     flat = values.reshape(-1)
     count = flat.size
     if not count:
         raise InputError(f"drift features of an empty frame, shape {frame.shape}")
     mean = float(flat.dot(_ones(count))) / count
-    centred = flat - np.float32(mean)
+    centred = flat - flat.dtype.type(mean)
     found = {"input_mean": mean, "input_std": math.sqrt(float(centred.dot(centred)) / count)}
     total, pairs = 0.0, 0
     for axis in range(values.ndim):
@@ -66,8 +77,6 @@ def features(frame: Array, score: float | None = None) -> dict[str, float]:
         pairs += step.size
         total += float(step.dot(_ones(step.size)))
     found["roughness"] = total / pairs if pairs else 0.0
-    if score is not None:
-        found["score"] = float(score)
     return found
 
 

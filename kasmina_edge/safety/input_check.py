@@ -39,6 +39,8 @@ class InputCheck:
     threshold: float
 
     def __post_init__(self) -> None:
+        if any(part.dtype.kind != "f" for part in (self.mean, self.whitening, self.centres)):
+            raise InputError("input check: its numbers are no floats", "Fit it again.")
         shapes = self.mean.shape, self.whitening.shape, self.centres.shape
         fits = self.mean.ndim == 1 and self.whitening.ndim == 2 and self.centres.ndim == 2 and self.centres.size > 0
         if not fits or self.whitening.shape != (len(self.mean), self.centres.shape[1]):
@@ -95,6 +97,6 @@ class InputCheck:
         arrays = unpack_arrays(data, where=where)
         if tuple(sorted(arrays)) != _NAMES or arrays["threshold"].size != 1 or arrays["format"].size != 1:
             raise InputError(f"{where}: holds {', '.join(sorted(arrays))}; expected {', '.join(_NAMES)}")
-        if int(arrays["format"].ravel()[0]) != _FORMAT:
-            raise InputError(f"{where}: format {int(arrays['format'].ravel()[0])}, this version reads {_FORMAT}")
+        if arrays["format"].ravel()[0] != _FORMAT:  # it may be no number
+            raise InputError(f"{where}: format {arrays['format'].ravel()[0]}, this version reads {_FORMAT}")
         return cls(arrays["mean"], arrays["whitening"], arrays["centres"], float(arrays["threshold"].ravel()[0]))

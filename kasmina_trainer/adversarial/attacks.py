@@ -6,8 +6,10 @@ pixel by at most ``epsilon`` in units of full scale and stay in [0, 1]. The blac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -88,19 +90,22 @@ def pgd(
         y: True labels.  # (N,)
         epsilon: Most that a pixel moves.
         steps: Of each start.
-        step: Length of one; 2.5 ``epsilon / steps`` when left out.
+        step: Length of one, 0 or more; 2.5 ``epsilon / steps`` when left out.
         restarts: Random starts in the box; with 0 it starts once, from the clean picture.
         seed: Of the starts.
         penalty: What an adaptive attacker keeps small besides.
-        weight: Of the penalty against the cross entropy.
+        weight: Of the penalty against the cross entropy, 0 or more.
 
     Raises:
-        InputError: A negative ``epsilon`` or no steps, pictures outside [0, 1], or not as many labels.
+        InputError: A negative ``epsilon`` or no steps, pictures outside [0, 1], not as many labels or one that the
+            network does not know, or answers that are not finite.
     """
     check_attack(x, y, epsilon)
     if steps < 1 or restarts < 0:
         raise InputError(f"{steps} steps from {restarts} random starts: expected at least 1 and at least 0")
     length = _STEP_SHARE * epsilon / steps if step is None else step
+    if not (math.isfinite(length) and length >= 0 and math.isfinite(weight) and weight >= 0):
+        raise InputError(f"step {length!r}, weight {weight!r}: expected numbers of 0 or more")
     generator = torch.Generator().manual_seed(seed)
     goal = _Goal(network, epsilon, length, penalty, weight)
     parts = []
@@ -123,14 +128,34 @@ def check_attack(x: Images, y: Labels, epsilon: float) -> None:
     """Refuse what no attack can begin with.
 
     Raises:
-        InputError: A negative ``epsilon``, no pictures or some outside [0, 1], or not as many labels.
+        InputError: A negative ``epsilon``, no pictures or some outside [0, 1], or not as many whole labels.
     """
-    if not epsilon >= 0:
+    if not (math.isfinite(epsilon) and epsilon >= 0):
         raise InputError(f"epsilon {epsilon!r}: expected 0 or more, in units of full scale")
     if x.ndim != 4 or not len(x) or len(x) != len(y):
         raise InputError(f"pictures {x.shape} and labels {y.shape}: expected (N, C, H, W) and (N,), at least one")
+    if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
+        raise InputError(f"labels {y.shape} of type {y.dtype}: expected whole numbers (N,)")
     if not (float(x.min()) >= 0.0 and float(x.max()) <= 1.0):
         raise InputError(f"pictures from {x.min():g} to {x.max():g}: expected 0 to 1", "Divide bytes by 255.")
+
+
+def check_answers(answers: npt.NDArray[Any], y: Labels) -> None:
+    """Refuse a target whose answers on clean pictures say nothing: an attack on it would be a figure of nothing.
+
+    Args:
+        answers: On clean pictures.  # (N, classes)
+        y: True labels.  # (N,)
+
+    Raises:
+        InputError: Not two classes at least, numbers that are not finite, or a label of no class.
+    """
+    if answers.ndim != 2 or len(answers) != len(y) or answers.shape[1] < 2:
+        raise InputError(f"answers {answers.shape} on {len(y)} pictures: expected (N, classes), two classes at least")
+    if not np.isfinite(answers).all():
+        raise InputError(f"{int((~np.isfinite(answers)).sum())} of {answers.size} answers are not finite")
+    if int(y.min()) < 0 or int(y.max()) >= answers.shape[1]:
+        raise InputError(f"labels {int(y.min())} to {int(y.max())}: expected 0 to {answers.shape[1] - 1}")
 
 
 @dataclass(frozen=True)
@@ -148,7 +173,9 @@ class _Goal:
     ) -> tuple[Images, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
         """The pictures found in one batch, which clean ones were right, and which found ones are wrong."""
         with torch.no_grad():
-            right = self.network(clean).argmax(1) == y
+            answers = self.network(clean)
+            check_answers(answers.numpy(), y.numpy())
+            right = answers.argmax(1) == y
         best, best_price = clean.clone(), torch.full((len(clean),), torch.inf)
         fooled = torch.zeros(len(clean), dtype=torch.bool)
         for _ in range(max(1, restarts)):
@@ -161,7 +188,7 @@ class _Goal:
                 with torch.no_grad():
                     wrong = self.network(moved).argmax(1) != y
                     price = torch.zeros(len(clean)) if self.penalty is None else self.penalty(moved)
-                better = wrong & (price < best_price)
+                better = wrong & ((price < best_price) | ~fooled)  # the first one even at a price that is no number
                 best[better], best_price[better] = moved[better], price[better]
                 fooled |= wrong
             best[~fooled] = moved[~fooled]

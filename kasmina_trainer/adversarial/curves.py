@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kasmina_edge.errors import InputError
+from kasmina_edge.storage import write_durable
 from kasmina_trainer.adversarial.attacks import Attacked
 from kasmina_trainer.pages.document import Markup, document, element, joined, section, table
 from kasmina_trainer.pages.figure import Plane, number
@@ -59,7 +61,7 @@ def curve(name: str, attack: Callable[[float], Attacked], epsilons: Sequence[flo
     Raises:
         InputError: No strengths, or some that do not rise.
     """
-    if not epsilons or list(epsilons) != sorted(set(epsilons)):
+    if not epsilons or not all(map(math.isfinite, epsilons)) or list(epsilons) != sorted(set(epsilons)):
         raise InputError(f"epsilons {list(epsilons)}: expected at least one, each above the one before")
     found = ((epsilon, attack(epsilon)) for epsilon in epsilons)
     return Curve(name, tuple(Point(e, made.success_rate, made.accuracy, made.median_queries) for e, made in found))
@@ -69,12 +71,14 @@ def save_curves(curves: Sequence[Curve], path: Path | str) -> None:
     """Write the picture: ``.svg`` for the drawing alone, ``.html`` for a page with the figures in a table.
 
     Raises:
-        InputError: No curves, or another suffix.
+        InputError: No curves, one without points, or another suffix.
+        StorageError: The disk refused.
     """
     place = Path(path)
-    if not curves or place.suffix not in (".svg", ".html"):
-        raise InputError(f"{place}: {len(curves)} curves, expected at least one, and a .svg or a .html file")
-    place.write_text(_svg(curves) if place.suffix == ".svg" else _page(curves), encoding="utf-8")
+    if not curves or not all(each.points for each in curves) or place.suffix not in (".svg", ".html"):
+        raise InputError(f"{place}: {len(curves)} curves with points: expected at least one, and a .svg or .html file")
+    text = _svg(curves) if place.suffix == ".svg" else _page(curves)
+    write_durable(place, text.encode(), mode=0o644)
 
 
 def _drawn(curves: Sequence[Curve]) -> Plane:

@@ -109,9 +109,14 @@ def fit_check(
         shrink: Share of the mean variance that is added in every direction, against directions that hardly vary.
 
     Raises:
-        InputError: Fewer rows than statistics, not as many labels, or a share outside 0 to 1.
+        InputError: Fewer rows than statistics, not as many labels, a share outside 0 to 1, numbers that are not
+            finite, or statistics that never vary.
     """
-    values, others = np.asarray(statistics, np.float64), np.asarray(held_out, np.float64)
+    values, others, labels = np.asarray(statistics, np.float64), np.asarray(held_out, np.float64), np.asarray(labels)
+    if values.ndim != 2 or others.ndim != 2 or labels.ndim != 1:
+        raise InputError(
+            f"statistics {values.shape}, labels {labels.shape}, held out {others.shape}: expected (N, D), (N,), (M, D)"
+        )
     rows, width = values.shape
     if len(labels) != rows or rows <= width or not len(others) or others.shape[1] != width:
         raise InputError(
@@ -119,12 +124,19 @@ def fit_check(
         )
     if not 0 < false_alarms < 1 or not 0 <= shrink <= 1:
         raise InputError(f"false alarms {false_alarms}, shrink {shrink}: expected shares of 1")
+    if not (np.isfinite(values).all() and np.isfinite(others).all() and np.isfinite(labels).all()):
+        raise InputError("statistics or labels: not all numbers are finite", "Find the frame that it fails on.")
     classes = np.unique(labels)
     middles = np.stack([values[labels == label].mean(0) for label in classes])
     apart = values - middles[np.searchsorted(classes, labels)]
     spread = apart.T @ apart / rows
     spread += shrink * np.trace(spread) / width * np.eye(width)
     sizes, axes = np.linalg.eigh(spread)
+    if not sizes[0] > 0:
+        raise InputError(
+            f"statistics: of {width}, {int((~(sizes > 0)).sum())} directions never vary about the classes' centres",
+            "Give more frames, or a shrink above 0.",
+        )
     whitening = axes / np.sqrt(sizes)
     mean = values.mean(0)
     bare = InputCheck(mean, whitening, (middles - mean) @ whitening, 1.0)
@@ -171,13 +183,15 @@ def auroc(good: Array, wrong: Array) -> float:
     """Chance that a wrong frame's score is above a good one's, a draw counting half (Mann and Whitney 1947).
 
     Raises:
-        InputError: One of the two is empty.
+        InputError: One of the two is empty, or holds what is no number.
 
     >>> auroc(np.array([0.0, 1.0]), np.array([1.0, 2.0]))
     0.875
     """
     if not len(good) or not len(wrong):
         raise InputError(f"{len(good)} good and {len(wrong)} wrong scores: expected some of each")
+    if np.isnan(good).any() or np.isnan(wrong).any():
+        raise InputError(f"AUROC: {int(np.isnan(good).sum() + np.isnan(wrong).sum())} scores are no numbers")
     ordered = np.sort(good)
     below, up_to = (np.searchsorted(ordered, wrong, side=side) for side in ("left", "right"))
     return float((below + up_to).mean() / 2 / len(good))

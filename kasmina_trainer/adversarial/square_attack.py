@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kasmina_edge.errors import InputError
-from kasmina_trainer.adversarial.attacks import Attacked, check_attack
+from kasmina_trainer.adversarial.attacks import Attacked, check_answers, check_attack
 from kasmina_trainer.datasets.digits import Images, Labels
 
 Scores = Callable[[Images], npt.NDArray[np.float32]]
@@ -48,13 +48,16 @@ def square_attack(
         weight: Of the price against the margin between the true class and the best other one.
 
     Raises:
-        InputError: As `check_attack`, or fewer than two queries.
+        InputError: As `check_attack` and `check_answers`, or fewer than two queries.
     """
     check_attack(x, y, epsilon)
     if queries < 2 or not 0 < first_share <= 1:
         raise InputError(f"{queries} queries, first share {first_share}: expected at least 2, and above 0 up to 1")
     rng = np.random.default_rng(seed)
-    right = scores(x).argmax(1) == y
+    x = np.asarray(x, np.float32)
+    answers = scores(x)
+    check_answers(answers, y)
+    right = answers.argmax(1) == y
     asked = np.ones(len(x), np.int64)
     best = np.array(x, np.float32)
     fooled = np.zeros(len(x), bool)

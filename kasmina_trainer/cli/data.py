@@ -51,7 +51,7 @@ def show_data(
     picture_file: Annotated[
         Path | None, typer.Option("--picture", metavar="FILE.svg", help="Write a picture of it, and sketch it here.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of what the picture shows.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of what the picture shows.")] = 0,
     as_json: Json = False,
 ) -> None:
     """One data set: classes, units, source, licence, its files with their digests, and how it looks."""

@@ -18,6 +18,7 @@ from kasmina_trainer.datasets.gaussian.drifting import KINDS, Kind
 from kasmina_trainer.pages.drift_film import Frame, film
 
 FRAMES = 40
+MOST_DISTANCE = 100.0
 
 
 def drift_film(
@@ -27,12 +28,14 @@ def drift_film(
     overlap: Annotated[float, typer.Option(help="Share that the best classifier gets wrong.")] = 0.05,
     distance: Annotated[float, typer.Option(help="How far each blob moves, in its standard deviations.")] = 2.0,
     samples: Annotated[int, typer.Option(min=2000, max=200_000, help="Length of the stream.")] = 20_000,
-    seed: Annotated[int, typer.Option(help="Seed of blobs, ways and points.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of blobs, ways and points.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Watch clusters drift: an animated page with points, accuracy and alarms; no script, no network."""
     if kind not in KINDS:
         raise InputError(f"--kind {kind}: expected one of {', '.join(KINDS)}")
+    if not 0 <= distance <= MOST_DISTANCE:
+        raise InputError(f"--distance {distance:g}: expected 0 to {MOST_DISTANCE:g} standard deviations")
     begin = samples // 5
     known: Kind = next(k for k in KINDS if k == kind)
     with busy(f"Watching {samples:,} samples", quiet=as_json):

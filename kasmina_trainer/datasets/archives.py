@@ -85,12 +85,14 @@ def _from_tar(archive: bytes, paths: Sequence[str], where: str, max_bytes: int) 
 
 def _from_zip(archive: bytes, paths: Sequence[str], where: str, max_bytes: int) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
+    left = max_bytes
     with zipfile.ZipFile(io.BytesIO(archive)) as opened:
         names = set(opened.namelist())
         for path in paths:
             if path in names:
                 with opened.open(path) as stream:
-                    found[path] = _read_bounded(stream, where, max_bytes)
+                    found[path] = _read_bounded(stream, where, left)
+                left -= len(found[path])
     return found
 
 

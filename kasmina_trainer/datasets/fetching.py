@@ -83,10 +83,17 @@ def by_client(package: Package, folder: Path) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where data sets are kept: see the module's text. The folder need not exist yet."""
+    """Where data sets are kept: see the module's text. The folder need not exist yet.
+
+    Raises:
+        InputError: The variable names the home of nobody.
+    """
     named = os.environ.get(CACHE_VARIABLE, "").strip()
     if named:
-        return Path(named).expanduser()
+        try:
+            return Path(named).expanduser()
+        except RuntimeError as exc:
+            raise InputError(f"{CACHE_VARIABLE}={named}: {exc}", "Set it to a whole path.") from exc
     checkout = Path(__file__).resolve().parents[2]
     if (checkout / "pyproject.toml").is_file() and (checkout / "kasmina_trainer").is_dir():
         return checkout / "build" / "data"
@@ -158,7 +165,11 @@ def read(package: Package, folder: Path, *, downloaded: Download | None = by_cli
 
 def _contents(package: Package, downloaded: Download) -> Mapping[str, bytes]:
     """Every member of a freshly downloaded archive, checked."""
-    with tempfile.TemporaryDirectory(prefix="kasmina-data-") as scratch:
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="kasmina-data-")
+    except OSError as exc:
+        raise as_storage_error(exc, Path(tempfile.gettempdir())) from exc
+    with folder as scratch:
         archive = downloaded(package, Path(scratch))
         size = archive.stat().st_size
         if size > package.max_archive_bytes:

@@ -104,16 +104,20 @@ def find_beats(signal: Signal, rate_hz: float, answer: Answer) -> npt.NDArray[np
         Samples of ``signal``, rising.
 
     Raises:
-        InputError: Too short, or not one axis.
+        InputError: Too short, not one axis, not finite; or answers of another shape, or that are not finite.
     """
-    if signal.ndim != 1 or len(signal) < 2 * rate_hz:
+    if not RATE_HZ / 4 <= rate_hz < np.inf:
+        raise InputError(f"beats at {rate_hz!r} Hz: expected at least {RATE_HZ / 4:g}")
+    if signal.ndim != 1 or len(signal) < 2 * rate_hz or not np.isfinite(signal).all():
         raise InputError(
-            f"beats in a signal of shape {signal.shape} at {rate_hz:g} Hz: expected at least 2 s on one axis"
+            f"beats in a signal of shape {signal.shape} at {rate_hz:g} Hz: expected 2 s of finite samples on one axis"
         )
     calm = conditioned(at_rate(signal, rate_hz), RATE_HZ)
     calm = np.pad(calm, LENGTH // 2, constant_values=0.5)
     centres = np.arange(LENGTH // 2, len(calm) - LENGTH // 2, STRIDE)
     logits = np.asarray(answer(windows(calm, centres)), np.float64)
+    if logits.shape != (len(centres), 2) or not np.isfinite(logits).all():
+        raise InputError(f"answers {logits.shape} on {len(centres)} windows: expected (M, 2), all finite")
     score = 1 / (1 + np.exp(np.clip(logits[:, 0] - logits[:, 1], -60, 60)))
     smooth = np.convolve(score, (0.25, 0.5, 0.25), "same")
     apart = round(REFRACTORY_S * RATE_HZ / STRIDE)

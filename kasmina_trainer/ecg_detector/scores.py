@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,8 +47,12 @@ def auc_by_class(
         names: Of the classes.
 
     Raises:
-        InputError: As `auc`.
+        InputError: As `auc`; or not one column a class, or a label that is no place.
     """
+    if scores.ndim != 2 or scores.shape != (len(labels), len(names)):
+        raise InputError(f"scores {scores.shape}, {len(labels)} labels, {len(names)} names: expected (N, C), N and C")
+    if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= len(names)):
+        raise InputError(f"labels {int(labels.min())} to {int(labels.max())}: expected 0 to {len(names) - 1}")
     return {name: auc(scores[:, i], labels == i) for i, name in enumerate(names)}
 
 
@@ -95,7 +100,14 @@ def agreement(
         second: Samples, rising.
         rate_hz: Samples a second.
         within_ms: Farther apart are two beats.
+
+    Raises:
+        InputError: A rate or reach that is not above 0, or beats out of order.
     """
+    if not (0 < rate_hz < math.inf and 0 < within_ms < math.inf):
+        raise InputError(f"beats within {within_ms!r} ms at {rate_hz!r} Hz: expected numbers above 0")
+    if (np.diff(first) < 0).any() or (np.diff(second) < 0).any():
+        raise InputError(f"{len(first)} and {len(second)} beats: not in the order of time", "Sort them.")
     reach = within_ms * rate_hz / 1000.0
     i = j = 0
     offsets: list[float] = []

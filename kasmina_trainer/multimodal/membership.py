@@ -75,8 +75,10 @@ def attack(
         "loss" and "likelihood".
 
     Raises:
-        InputError: Fewer than 8 fits or pairs, or a share outside 0 to 1.
+        InputError: Fewer than 8 fits or pairs, other texts, a share outside 0 to 1, or scores that are not finite.
     """
+    if images.shape != texts.shape:
+        raise InputError(f"pictures {images.shape} and texts {texts.shape}: expected as many of each, of one width")
     if fits < 8 or len(images) < 8 or not 0 < false_alarms < 1:
         raise InputError(f"{fits} fits to {len(images)} pairs, {false_alarms} false alarms: expected 8, 8, and a share")
     rng = np.random.default_rng(seed)
@@ -131,7 +133,17 @@ def judged(scores: Array, inside: Array, *, mu: float | None, seed: int, false_a
         mu: Of each fit; None without privacy.
         seed: Chooses what is drawn.
         false_alarms: Share of outsiders that may be named.
+
+    Raises:
+        InputError: Scores that are not finite, or nobody on one of the two sides.
     """
+    if not np.isfinite(scores).all():
+        raise InputError(
+            f"membership: {int((~np.isfinite(scores)).sum())} of {scores.size} scores are not finite",
+            "They would look like guessing. Check the embeddings and the fits.",
+        )
+    if not inside.any() or inside.all():
+        raise InputError(f"membership: {int(inside.sum())} of {inside.size} are members, expected some and not all")
     area, hits = _area(scores[inside], scores[~inside]), _hits(scores[inside], scores[~inside], false_alarms)
     rng = np.random.default_rng((seed, 1))
     drawn = []

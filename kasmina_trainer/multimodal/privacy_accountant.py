@@ -59,11 +59,14 @@ class Budget:
         """The least standard deviation for one release of this L2 sensitivity.
 
         Raises:
-            InputError: A sensitivity that is not above 0.
+            InputError: A sensitivity that is not above 0, or for which no such number is left.
         """
         if not (math.isfinite(sensitivity) and sensitivity > 0):
             raise InputError(f"sensitivity {sensitivity!r}: expected a number above 0")
-        return sensitivity / self.mu
+        found = sensitivity / self.mu
+        if not (math.isfinite(found) and found > 0):
+            raise InputError(f"sensitivity {sensitivity!r}: its noise would be {found!r}", "Scale the values first.")
+        return found
 
 
 def delta_of(mu: float, epsilon: float) -> float:
@@ -109,8 +112,12 @@ def epsilon_of(mu: float, delta: float) -> float:
 
 
 def composed(mus: Iterable[float]) -> float:
-    """Several Gaussian releases about the same pairs as one: the root of the sum of squares."""
-    return math.hypot(*mus)
+    """Several Gaussian releases about the same pairs as one: the root of the sum of squares.
+
+    Raises:
+        InputError: One that is not 0 or above.
+    """
+    return math.hypot(*map(_checked, mus))
 
 
 def most_hits(mu: float, false_alarms: float) -> float:
@@ -120,6 +127,9 @@ def most_hits(mu: float, false_alarms: float) -> float:
         mu: Of the release.
         false_alarms: Share of outsiders that are named, 0 to 1.
 
+    Raises:
+        InputError: A number out of range.
+
     >>> round(most_hits(1.0, 0.01), 3)
     0.092
     """
@@ -127,7 +137,7 @@ def most_hits(mu: float, false_alarms: float) -> float:
         raise InputError(f"false alarms {false_alarms!r}: expected a share of 1")
     if false_alarms in (0, 1):
         return float(false_alarms)
-    return _below(_NORMAL.inv_cdf(false_alarms) + mu)
+    return _below(_NORMAL.inv_cdf(false_alarms) + _checked(mu))
 
 
 def most_area(mu: float) -> float:
@@ -136,7 +146,13 @@ def most_area(mu: float) -> float:
     >>> most_area(0.0)
     0.5
     """
-    return _below(mu / math.sqrt(2))
+    return _below(_checked(mu) / math.sqrt(2))
+
+
+def _checked(mu: float) -> float:
+    if not (math.isfinite(mu) and mu >= 0):
+        raise InputError(f"mu {mu!r}: expected 0 or above")
+    return mu
 
 
 def _below(x: float) -> float:

@@ -166,14 +166,14 @@ def release(
         budget: What it may cost.
         adjacency: What two neighbouring sets are; "replace" takes up to twice the noise.
         entropy: As `align_privately`.
-        square: Weight of the second sum, above 0.
+        square: Weight of the second sum, 0.001 to 1000.
 
     Raises:
-        InputError: Not as many of both, numbers that are not finite, or a weight that is not above 0.
+        InputError: Not as many of both, numbers that are not finite, or a weight out of range.
     """
     seen, said = _pairs(images, texts)
-    if not (math.isfinite(square) and square > 0):
-        raise InputError(f"weight {square!r} of the second sum: expected above 0")
+    if not 1e-3 <= square <= 1e3:
+        raise InputError(f"weight {square!r} of the second sum: expected 0.001 to 1000")
     sensitivity = reach(adjacency, square=square)
     sigma = budget.noise(sensitivity)
     mu = sensitivity / sigma

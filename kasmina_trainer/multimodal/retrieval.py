@@ -55,14 +55,18 @@ def recall(images: Embeddings, texts: Embeddings, *, at: Sequence[int] = (1, 5),
     Args:
         images: Of any length.  # (N, E)
         texts: Likewise.  # (N, E)
-        at: How many answers are looked at.
+        at: How many answers are looked at; 1 or more.
         asking: Only the first so many ask, and all may answer; None: all ask.
 
     Raises:
-        InputError: Other numbers of pictures and texts, or none.
+        InputError: Other numbers of pictures and texts, or none; numbers that are not finite; or a count below 1.
     """
     if images.shape != texts.shape or images.ndim != 2 or not len(images):
         raise InputError(f"pictures {images.shape} and texts {texts.shape}: expected as many of each, and some")
+    if not (np.isfinite(images).all() and np.isfinite(texts).all()):
+        raise InputError("recall: not all numbers of the embeddings are finite", "Look for a loss that diverged.")
+    if min(at, default=0) < 1 or (asking is not None and asking < 1):
+        raise InputError(f"recall at {list(at)}, {asking} asking: expected 1 or more each")
     scores = unit(images) @ unit(texts).T
     to_text, to_image = ranks(scores)[:asking], ranks(scores.T)[:asking]
     return Recall(
@@ -96,11 +100,13 @@ def mean_recall(found: Sequence[Recall]) -> Recall:
 def ranks(scores: Scores) -> npt.NDArray[np.int64]:
     """The place of the right answer, the diagonal, in each row; 1 is the best, and equals stand before it.  # (N,)
 
+    What is no number stands before everything, and is behind everything where it is the right answer itself.
+
     >>> ranks(np.array([[0.9, 0.1], [0.5, 0.5]], np.float32)).tolist()
     [1, 2]
     """
     own = np.diagonal(scores)[:, None]
-    at_least: npt.NDArray[np.int64] = (scores >= own).sum(1).astype(np.int64)
+    at_least: npt.NDArray[np.int64] = (~(scores < own)).sum(1).astype(np.int64)
     return at_least
 
 

@@ -19,6 +19,7 @@ Points = npt.NDArray[np.float64]
 ROWS = (4000, 1000, 4000)
 _CALIBRATION_ROWS = 20_000
 _BLOCK = 50_000
+_NEAR = 0.002
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def make_blobs(
         anisotropy: A blob's longest axis by its shortest, 1 to 100; each blob is turned its own way.
 
     Raises:
-        InputError: A number outside its range, or an overlap that these shares cannot have.
+        InputError: A number outside its range, or an overlap that these shares and shapes cannot have.
 
     >>> float(round(1 - make_blobs(0, overlap=0.1).bayes_purity().value, 2))
     0.1
@@ -184,6 +185,8 @@ def make_blobs(
     for _ in range(16):
         middle = (low + high) / 2
         low, high = (middle, high) if wrong(middle) > overlap else (low, middle)
+    if abs(wrong(high) - overlap) > _NEAR:
+        raise InputError(f"overlap {overlap:g}: blobs of these shapes and shares, at one place, have {wrong(0.0):.3f}")
     return Blobs(places * high, factors, shares)
 
 

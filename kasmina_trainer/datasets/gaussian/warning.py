@@ -3,7 +3,7 @@
 Reference points and the model's answers to them say where each cluster lies, how wide it is, how often it is answered.
 Each new point is told by numbers whose means drift moves (`describing`): its place in each cluster by the chance of
 belonging there, products of places, shares of answers, and how rare it is. All of them together are one vector a point,
-and one scan over windows of 64 to 16,384 points asks whether its mean has moved (`scanning`), in units of the calm
+and one scan over windows of 96 to 16,384 points asks whether its mean has moved (`scanning`), in units of the calm
 covariance. Blobs that each move their own way add up in one figure there, where detectors that watch number by number
 wait for the one that moves most; and a gradual drift, where a few points come from elsewhere, shows in the products
 before any place has moved.

@@ -43,7 +43,7 @@ class Mix:
     motion: float = 0.2
 
     def __post_init__(self) -> None:
-        if min(self.shares) < 0 or sum(self.shares) <= 0:
+        if not all(0 <= share < np.inf for share in self.shares) or sum(self.shares) <= 0:
             raise InputError(f"noise shares {self.shares}: expected none below 0 and a sum above 0")
 
     @property
@@ -159,7 +159,7 @@ class Converter:
     per_mv: float = 200.0
 
     def __post_init__(self) -> None:
-        if not 8 <= self.bits <= 16 or not self.per_mv > 0:
+        if self.bits not in range(8, 17) or not 0 < self.per_mv < np.inf:
             raise InputError(f"converter of {self.bits} bits, {self.per_mv} steps a mV: expected 8 to 16 and above 0")
 
     def counts(self, signal_mv: Signal) -> npt.NDArray[np.int16]:

@@ -14,6 +14,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from kasmina_edge.errors import InputError
 from kasmina_trainer.datasets.medical_simulator import shapes
 from kasmina_trainer.datasets.medical_simulator.dipole import Waves, turned
 from kasmina_trainer.datasets.medical_simulator.heart_rate import Pace
@@ -109,9 +110,14 @@ class Patient:
 def patient(seed: int, number: int) -> Patient:
     """Patient ``number`` of a seed; the same two numbers always give the same heart.
 
+    Raises:
+        InputError: One of them is below 0.
+
     >>> patient(0, 3) == patient(0, 3) != patient(0, 4)
     True
     """
+    if seed < 0 or number < 0:
+        raise InputError(f"patient {number} of seed {seed}: expected 0 or above")
     rng = np.random.default_rng((seed, number, 20030301))
     pace = Pace(
         mean_rr_s=float(rng.uniform(*MEAN_RR_S)),

@@ -23,6 +23,7 @@ RATE_HZ = 360.0
 """As the MIT-BIH Arrhythmia Database."""
 RATES_HZ = (100.0, 2000.0)
 SECONDS = (5.0, 7200.0)
+SNR_DB = (-60.0, 120.0)
 CONVERTER = Converter()
 
 
@@ -84,19 +85,23 @@ def record(
         seconds: How long; 5 to 7200.
         rate_hz: Samples a second; 100 to 2000.
         snr_db: Power of this patient's sinus rhythm (mean of twelve leads, mean removed) over the noise's power. The
-            sinus rhythm is the measure for every pattern, as asystole has no power of its own. None: no noise.
+            sinus rhythm is the measure for every pattern, as asystole has no power of its own. -60 to 120; None: none.
         mix: Shares of the kinds of noise; drawn when left out.
         leads: Which, in this order.
         seed: Draws what this recording alone has; the patient stays the same.
         converter: Steps on which the signal is kept.
 
     Raises:
-        InputError: No such pattern or lead, or a length or rate outside its range.
+        InputError: No such pattern or lead, or a length, rate, noise or seed outside its range.
     """
     if not SECONDS[0] <= seconds <= SECONDS[1] or not RATES_HZ[0] <= rate_hz <= RATES_HZ[1]:
         raise InputError(
             f"recording of {seconds} s at {rate_hz} Hz: expected {SECONDS[0]:g} to {SECONDS[1]:g} s"
             f" at {RATES_HZ[0]:g} to {RATES_HZ[1]:g} Hz"
+        )
+    if (snr_db is not None and not SNR_DB[0] <= snr_db <= SNR_DB[1]) or seed < 0:
+        raise InputError(
+            f"recording at {snr_db} dB with seed {seed}: expected {SNR_DB[0]:g} to {SNR_DB[1]:g} dB, and 0 or above"
         )
     rows, wanted = rows_of(leads), pattern(happening)
     rng = patient.rng(101, seed, NAMES.index(happening))

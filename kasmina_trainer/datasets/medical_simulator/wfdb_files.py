@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from kasmina_edge.errors import InputError
-from kasmina_edge.storage import write_durable
+from kasmina_edge.storage import as_storage_error, write_durable
 from kasmina_trainer.datasets.medical_simulator.course import Mark
 from kasmina_trainer.datasets.medical_simulator.recording import Recording
 
@@ -51,33 +51,44 @@ def write_record(recording: Recording, folder: Path, name: str) -> tuple[Path, P
 
     Raises:
         InputError: Another kind of name.
-        StorageError: The disk refused.
+        StorageError: The disk refused; then no header is left that would name a record without its files.
     """
     if not _NAME.fullmatch(name):
         raise InputError(f"record name {name!r}: expected 1 to 40 letters, digits, _ or -")
-    folder.mkdir(parents=True, exist_ok=True)
+    head, rows, marks = (folder / f"{name}.{ending}" for ending in ("hea", "dat", "atr"))
     files = {
-        "hea": header(recording, name),
-        "dat": signals(recording),
-        "atr": packed(recording.marks, recording.rate_hz),
+        rows: signals(recording),
+        marks: packed(recording.marks, recording.rate_hz),
+        head: header(recording, name),  # last: without it there is no record
     }
-    paths = [folder / f"{name}.{ending}" for ending in files]
-    for path, data in zip(paths, files.values(), strict=True):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        head.unlink(missing_ok=True)
+    except OSError as exc:
+        raise as_storage_error(exc, folder) from exc
+    for path, data in files.items():
         write_durable(path, data)
-    return paths[0], paths[1], paths[2]
+    return head, rows, marks
 
 
 def header(recording: Recording, name: str) -> bytes:
     """The text of ``NAME.hea``."""
     converter = recording.converter
     counts = converter.counts(recording.signal)  # (leads, N)
-    lines = [f"{name} {len(counts)} {recording.rate_hz:g} {counts.shape[1]}"]
+    lines = [f"{name} {len(counts)} {_exactly(recording.rate_hz)} {counts.shape[1]}"]
     for lead, row in zip(recording.leads, counts, strict=True):
         checksum = (int(row.astype(np.int64).sum()) + 2**15) % 2**16 - 2**15
-        lines.append(f"{name}.dat 16 {converter.per_mv:g}(0)/mV {converter.bits} 0 {int(row[0])} {checksum} 0 {lead}")
+        lines.append(
+            f"{name}.dat 16 {_exactly(converter.per_mv)}(0)/mV {converter.bits} 0 {int(row[0])} {checksum} 0 {lead}"
+        )
     noise = "none" if recording.snr_db is None else f"{recording.snr_db:g} dB below sinus rhythm"
     lines += ["# synthetic", f"# pattern: {recording.pattern}", f"# noise: {noise}"]
     return ("\n".join(lines) + "\n").encode("ascii")
+
+
+def _exactly(value: float) -> str:
+    """All of its digits and no exponent, which not every reader takes."""
+    return np.format_float_positional(value, trim="-")
 
 
 def signals(recording: Recording) -> bytes:
@@ -93,13 +104,18 @@ def packed(marks: Sequence[Mark], rate_hz: float) -> bytes:
         rate_hz: Samples a second.
 
     Raises:
-        InputError: Out of order, a symbol without a code, a note of more than 255 ASCII characters, or one at sample 0.
+        InputError: Out of order or no moment at all, a symbol without a code, a note of more than 255 ASCII characters,
+            or one at sample 0.
 
     >>> packed([Mark(0.1, "N")], 360.0).hex()
     '24040000'
     """
     out, last = bytearray(), 0
     for mark in marks:
+        if not 0 <= mark.at_s * rate_hz < 2**31:
+            raise InputError(
+                f"mark {mark.symbol!r} at {mark.at_s} s: expected 0 to {2**31 / rate_hz:.0f} s, in time order"
+            )
         at = round(mark.at_s * rate_hz)
         if mark.symbol not in CODES:
             raise InputError(f"mark {mark.symbol!r} at {mark.at_s:.3f} s: no code; there are {' '.join(CODES)}")
@@ -113,8 +129,10 @@ def packed(marks: Sequence[Mark], rate_hz: float) -> bytes:
             gap = 0
         out += struct.pack("<H", CODES[mark.symbol] << 10 | gap)
         if mark.note:
-            note = mark.note.encode("ascii", "replace")
-            if len(note) > 255:
-                raise InputError(f"note of {len(note)} characters at {mark.at_s:.3f} s: expected at most 255")
+            if len(mark.note) > 255 or not mark.note.isascii():
+                raise InputError(
+                    f"note of {len(mark.note)} characters at {mark.at_s:.3f} s: expected at most 255, ASCII"
+                )
+            note = mark.note.encode("ascii")
             out += struct.pack("<H", _AUX << 10 | len(note)) + note + b"\0" * (len(note) % 2)
     return bytes(out + b"\0\0")

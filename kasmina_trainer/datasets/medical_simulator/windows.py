@@ -108,7 +108,16 @@ def windows(
         views: As `load`.
         names: As `load`.
         snr_db: Other noise than the fixed range, for a look beyond it.
+
+    Raises:
+        InputError: No patients, patterns or views, a pattern twice or unknown, or a range that does not rise.
     """
+    if not len(numbers) or not names or views < 1 or len(set(names)) != len(names):
+        raise InputError(
+            f"{len(numbers)} patients, {views} views of {', '.join(names) or 'no pattern'}: some of each, once"
+        )
+    if not -60 <= snr_db[0] <= snr_db[1] <= 120:
+        raise InputError(f"noise from {snr_db[0]} to {snr_db[1]} dB: expected a range within -60 to 120 dB")
     count = len(numbers) * len(names) * views
     x = np.empty((count, *INPUT_SHAPE), np.float32)
     y, whose, snr = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count)

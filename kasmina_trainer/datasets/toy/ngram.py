@@ -48,19 +48,21 @@ class NGram:
     def __init__(self, text: Text, *, letters: int, order: int = 5) -> None:
         if not 1 <= order <= 8 or not 1 <= letters <= 256 or order * math.log2(max(2, letters)) > 62:
             raise InputError(f"n-gram of order {order} over {letters} characters: expected at most 8, 256 and 62 bits")
-        if len(text) < order or int(text.max()) >= letters:
-            raise InputError(
-                f"n-gram: {len(text)} characters, largest {int(text.max())}; expected {order} below {letters}"
-            )
         self.letters, self.order = letters, order
+        self._check(text)
         self._levels = [self._count(text, length) for length in range(order)]
 
     def bits(self, text: Text) -> npt.NDArray[np.float64]:
-        """What each character costs, from number ``order - 1`` on; those before it have no whole context."""
+        """What each character costs, from number ``order - 1`` on; those before it have no whole context.
+
+        Raises:
+            InputError: As of the class.
+        """
         return -np.log2(self.chances(text))
 
     def chances(self, text: Text) -> npt.NDArray[np.float64]:
         """The chance that the model gave each character, as `bits`."""
+        self._check(text)
         start = self.order - 1
         found = np.full(len(text) - start, 1.0 / self.letters)
         for length, level in enumerate(self._levels):
@@ -73,6 +75,13 @@ class NGram:
             seen = count > 0
             found[seen] = (hits[seen] + kinds[seen] * found[seen]) / (count[seen] + kinds[seen])
         return found
+
+    def _check(self, text: Text) -> None:
+        if text.ndim != 1 or len(text) < self.order or int(text.min()) < 0 or int(text.max()) >= self.letters:
+            found = f"smallest {int(text.min())}, largest {int(text.max())}" if text.size else "none"
+            raise InputError(
+                f"n-gram: characters {text.shape}, {found}; expected {self.order} or more, from 0 to {self.letters - 1}"
+            )
 
     def _codes(self, text: Text, length: int) -> tuple[_Codes, _Codes]:
         """Numbers of (context, character) and of the context, for every character from number ``length`` on."""

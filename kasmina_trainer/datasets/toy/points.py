@@ -78,7 +78,7 @@ def concentric_spheres(
     """
     _within("dimensions", dimensions, 2, 1000)
     _within("noise", noise, 0.0, 1.0)
-    if len(radii) < 2 or not all(0 < a < b for a, b in pairwise(radii)):
+    if len(radii) < 2 or not all(0 < a < b < math.inf for a, b in pairwise(radii)):
         raise InputError(f"radii {radii}: expected at least two, above 0 and rising")
 
     def draw(count: int, rng: np.random.Generator) -> Samples:
@@ -94,9 +94,15 @@ def concentric_spheres(
 def sphere_accuracy(radii: tuple[float, ...] = SPHERE_RADII, noise: float = SPHERE_NOISE) -> float:
     """Accuracy of the best classifier on `concentric_spheres`: lines half-way between equally frequent normal radii.
 
+    Raises:
+        InputError: A number outside its range.
+
     >>> round(sphere_accuracy((0.7, 1.0), 0.05), 5)
     0.99865
     """
+    _within("noise", noise, 0.0, 1.0)
+    if len(radii) < 2 or not all(0 < a < b < math.inf for a, b in pairwise(radii)):
+        raise InputError(f"radii {radii}: expected at least two, above 0 and rising")
     if noise == 0:
         return 1.0
     tails = [math.erfc((b - a) / (2 * noise) / math.sqrt(2)) / 2 for a, b in pairwise(radii)]

@@ -151,8 +151,8 @@ def _slipped(name: str, found: Attacked, wrong: npt.NDArray[np.bool_], seen: npt
     share = 100 * float((wrong & ~seen).mean())
     alarmed = f"{100 * float(seen[wrong].mean()):.1f} %" if wrong.any() else "none"
     told = (
-        f"epsilon {GUARDED_AT:g}, {len(found.x)} rows: the int8 file wrong on {100 * float(wrong.mean()):.1f} %, of which"
-        f" alarmed {alarmed}; the network attacked was fooled on {100 * found.success_rate:.1f} %"
+        f"epsilon {GUARDED_AT:g}, {len(found.x)} rows: the int8 file wrong on {100 * float(wrong.mean()):.1f} %,"
+        f" of which alarmed {alarmed}; the network attacked was fooled on {100 * found.success_rate:.1f} %"
     )
     return row(f"detector: slips by it and the network, {name}", None, share, "%", True, told)
 

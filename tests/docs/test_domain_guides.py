@@ -32,7 +32,7 @@ def test_the_code_of_toys_runs(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_code_of_clusters_runs(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {}
     exec(code("clusters"), names)
-    assert "of at most 0." in capsys.readouterr().out
+    assert "expected at best 0." in capsys.readouterr().out
     assert 5000 <= names["alarms"][0].sample < 5200
 
 

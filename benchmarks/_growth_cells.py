@@ -30,7 +30,6 @@ from kasmina_trainer.evolve.recipes import RECIPES, SWITCHED
 CODE = (
     Path(__file__).parent / "_growth_peft.py",
     Path(__file__).parent / "_growth_tasks.py",
-    Path(meeting.__file__),
 )
 USED = ("adapter", "channel-affine", "conv-lora", "input-filter", "scale-bn-retune", "switched-adapter")
 
@@ -153,7 +152,7 @@ def _made_of() -> str:
 def _key(task: str, seed: int, kind: str, method: Method) -> str:
     told = asdict(replace(method, name="")) | {"parts": str(RECIPES.get(method.recipe))}
     if any(part.blueprint == SWITCHED for part in RECIPES.get(method.recipe, ())):
-        own = (opening, switched, normed)  # what others learn does not hang on these
+        own = (meeting, opening, switched, normed)  # what others learn does not hang on these
         told["switched"] = str([code_of(Path(str(module.__file__))) for module in own])
     return hashlib.sha256(f"{_made_of()} {told} {task} {seed} {kind}".encode()).hexdigest()[:20]
 

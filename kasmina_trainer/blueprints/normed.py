@@ -17,6 +17,9 @@ from torch.nn import functional
 
 MOMENTUM = 0.1
 EPSILON = 1e-5
+KEPT = 1 << 15
+"""Values of a map up to which it is kept for the way back: made again, a small one takes as long as a large one, since
+the call is its price, and saves little."""
 
 
 class Normed(nn.Module):
@@ -64,7 +67,9 @@ class Weights:
     up: torch.Tensor | None = None
 
 
-def changed(x: torch.Tensor, opening: torch.Tensor, norm: Normed, weights: Weights) -> torch.Tensor:
+def changed(
+    x: torch.Tensor, opening: torch.Tensor, norm: Normed, weights: Weights, *, onto: bool = False
+) -> torch.Tensor:
     """``opening * (norm(x + filter(x) + up(relu(down(x)))) - x)`` on maps (N, C, H, W), as one step of autograd.
 
     Args:
@@ -72,10 +77,11 @@ def changed(x: torch.Tensor, opening: torch.Tensor, norm: Normed, weights: Weigh
         opening: Of each frame; takes no gradient.  # (N, 1, 1, 1)
         norm: In training mode.
         weights: What there is of filter and bottleneck.
+        onto: Added to ``x``, in the same step.
     """
     down, low = weights.down or (None, None)
     found: torch.Tensor = _Changed.apply(  # type: ignore[no-untyped-call]
-        x, opening, norm.spread, norm.centre, norm.mean, norm.variance, weights.taps, down, low, weights.up
+        x, opening, onto, norm.spread, norm.centre, norm.mean, norm.variance, weights.taps, down, low, weights.up
     )
     return found
 
@@ -109,41 +115,43 @@ def _inner(
 
 
 class _Changed(torch.autograd.Function):
-    """Keeps ``x`` and the bottleneck for the way back, and makes the map between them a second time."""
+    """Keeps ``x`` and the bottleneck for the way back; the map between them is made a second time where it is large."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, opening: torch.Tensor, *parts: Any) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, opening: torch.Tensor, onto: bool, *parts: Any) -> torch.Tensor:
         spread, centre, mean, variance, taps, down, low, up = parts
         hidden = None if down is None else torch.addmm(low, _rows(x), down.flatten(1).T).relu_()
-        normed, own, scale = torch.native_batch_norm(
-            _inner(x, taps, hidden, up), spread, centre, mean, variance, True, MOMENTUM, EPSILON
-        )
-        ctx.save_for_backward(x, opening, spread, own, scale, taps, hidden, down, up)
-        return normed.sub_(x).mul_(opening)
+        inner = _inner(x, taps, hidden, up)
+        normed, own, scale = torch.native_batch_norm(inner, spread, centre, mean, variance, True, MOMENTUM, EPSILON)
+        kept = inner if inner is not x and inner.numel() <= KEPT else None
+        ctx.save_for_backward(x, opening, spread, own, scale, taps, hidden, down, up, kept)
+        ctx.onto = onto
+        return torch.lerp(x, normed, opening) if onto else normed.sub_(x).mul_(opening)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, opening, spread, own, scale, taps, hidden, down, up = ctx.saved_tensors
-        inner = _inner(x, taps, hidden, up)
+        x, opening, spread, own, scale, taps, hidden, down, up, kept = ctx.saved_tensors
+        inner = _inner(x, taps, hidden, up) if kept is None else kept
         wanted = bool(ctx.needs_input_grad[0])
         back = gradient * opening
         through, of_spread, of_centre = torch.ops.aten.native_batch_norm_backward(
             back, inner, spread, None, None, own, scale, True, EPSILON, (True, True, True)
         )
-        of_x = through - back if wanted else None
-        of_taps = of_down = of_low = of_up = None
+        of_x = passed = of_taps = of_down = of_low = of_up = None
         if taps is not None:
             passed, of_taps, _ = torch.ops.aten.convolution_backward(
                 through, x, taps, None, (1, 1), _around(taps), (1, 1), False, (0, 0), x.shape[1], (wanted, True, False)
             )
-            if of_x is not None:
-                of_x = of_x.add_(passed)
         if down is not None:
             lines = _rows(through)
-            low = (lines @ up.flatten(1)).mul_(hidden > 0)
+            low = torch.ops.aten.threshold_backward(lines @ up.flatten(1), hidden, 0)
             of_up = (lines.T @ hidden).reshape(up.shape)
             of_down = (low.T @ _rows(x)).reshape(down.shape)
             of_low = low.sum(0)
-            if of_x is not None:
-                of_x = of_x.add_(_maps(low @ down.flatten(1), x))
-        return of_x, None, of_spread, of_centre, None, None, of_taps, of_down, of_low, of_up
+        if wanted:
+            of_x = through.addcmul_(gradient, 1 - opening) if ctx.onto else through.sub_(back)
+            if passed is not None:
+                of_x.add_(passed)
+            if down is not None:
+                _rows(of_x).addmm_(low, down.flatten(1))
+        return of_x, None, None, of_spread, of_centre, None, None, of_taps, of_down, of_low, of_up

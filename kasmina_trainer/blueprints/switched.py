@@ -33,6 +33,10 @@ STRETCH = 10.0
 """Most by which the first scale of a channel widens or narrows it."""
 
 
+SIGHT = 1 << 18
+"""Values that are looked at in one go: as many as stay near the processor."""
+
+
 class SwitchedConfig(BlueprintConfig):
     """Settings of `switched-adapter`.
 
@@ -110,6 +114,10 @@ class SwitchedBranch(nn.Module):
         Returns:
             In double precision.  # (N, 3, C)
         """
+        few = max(1, SIGHT * len(x) // max(1, x.numel()))
+        return torch.cat([self._sight(rows) for rows in torch.split(x, few)])
+
+    def _sight(self, x: torch.Tensor) -> torch.Tensor:
         parts = (torch.relu(x), x, x.square())
         return torch.stack([mean_of(part, self.layout).reshape(len(x), -1) for part in parts], 1).double()
 
@@ -181,13 +189,22 @@ class SwitchedBranch(nn.Module):
             found.append(_weights(self.up)[1])
         return found
 
+    def grown(self, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor | None:
+        """``y + gate * self(y)`` in one step of autograd while it learns on maps; None elsewhere."""
+        if self.normed is None or not self.training or self.layout is not Layout.IMAGE:
+            return None
+        return changed(y, gate * self.opening(y.detach()), self.normed, self._learned(), onto=True)
+
+    def _learned(self) -> Weights:
+        taps = None if self.filter is None else self._filter()[0]
+        if self.down is None:
+            return Weights(taps)
+        (down, low), (up, _) = _weights(self.down), _weights(self.up)
+        return Weights(taps, (down, low), up)
+
     def _learning(self, normed: Normed, x: torch.Tensor, opening: torch.Tensor) -> torch.Tensor:
         if self.training and self.layout is Layout.IMAGE:
-            taps = None if self.filter is None else self._filter()[0]
-            if self.down is None:
-                return changed(x, opening, normed, Weights(taps))
-            (down, low), (up, _) = _weights(self.down), _weights(self.up)
-            return changed(x, opening, normed, Weights(taps, (down, low), up))
+            return changed(x, opening, normed, self._learned())
         y = x if self.filter is None else x + self.filter(x)
         if self.down is not None:
             y = y + self.up(torch.relu(self.down(x)))

@@ -44,14 +44,15 @@ def meet(
     Returns:
         How many branches met them.
     """
-    branches = _those_with("meet", network)
+    branches = those_with("meet", network)
     if not branches:
         return 0
     generator = torch.Generator().manual_seed(seed)
     first, second = (x[torch.randperm(len(x), generator=generator)[:most].to(x.device)] for x in (clean, target))
     rows = shifted(torch.cat([first, second]), shift, generator)
     with one_core():
-        if len(rows) * max(prod(port.shape) for port in network.ports.values()) <= AT_ONCE:
+        batch = rows_at_once(network, len(rows), batch)
+        if batch == len(rows):
             _all_at_once(network, branches, rows, len(first))
             return len(branches)
         for branch in branches:
@@ -62,17 +63,23 @@ def meet(
 
 def begin(network: SeededNetwork) -> None:
     """Let every branch that has met both kinds learn in the way that it has for that."""
-    for branch in _those_with("begin", network):
+    for branch in those_with("begin", network):
         branch.begin()
 
 
 def settle(network: SeededNetwork) -> None:
     """Give every branch the form that it is shipped in."""
-    for branch in _those_with("settle", network):
+    for branch in those_with("settle", network):
         branch.settle()
 
 
-def _those_with(call: str, network: SeededNetwork) -> list[Any]:
+def rows_at_once(network: SeededNetwork, rows: int, batch: int = 64) -> int:
+    """How many rows of a pass that keeps nothing go together: all, or ``batch`` where the sites are too wide."""
+    return rows if rows * max(prod(port.shape) for port in network.ports.values()) <= AT_ONCE else min(batch, rows)
+
+
+def those_with(call: str, network: SeededNetwork) -> list[Any]:
+    """Branches that can do something, in order of flow."""
     return [branch for name in network.sites if hasattr(branch := network.site(name).branch, call)]
 
 

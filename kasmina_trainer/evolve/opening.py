@@ -6,14 +6,14 @@ however the branches learn, since what opens them is measured and does not learn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 
+from kasmina_trainer.evolve.meeting import rows_at_once, those_with
 from kasmina_trainer.seeds import SeededNetwork
 from kasmina_trainer.training import Thinned, one_core
 from kasmina_trainer.training.rows import shifted
@@ -59,7 +59,6 @@ def opened(
     *,
     seed: int,
     shift: int = 0,
-    batch: int = 64,
     most: int = LOOKED_AT,
 ) -> Opened:
     """Look at clean rows with branches that have met both kinds.
@@ -69,18 +68,17 @@ def opened(
         clean: Rows (N, ...) and labels (N,).
         seed: Chooses rows and how they are moved; other ones than the branches met, where there are enough.
         shift: As in `TrainingSettings`.
-        batch: Rows of one pass.
         most: Rows that are looked at.
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(clean[0]), generator=generator).flip(0)[:most].to(clean[0].device)
     rows = shifted(clean[0][order], shift, generator)
     found: list[torch.Tensor] = []
-    branches = [b for name in network.sites if hasattr(b := network.site(name).branch, "opening")]
-    hooks = [branch.register_forward_pre_hook(partial(_look, found)) for branch in branches if branch is not None]
+    hooks = [branch.register_forward_pre_hook(partial(_look, found)) for branch in those_with("opening", network)]
     is_open = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
     try:
         with one_core():
+            batch = rows_at_once(network, len(rows))
             for at in range(0, len(rows), batch):
                 found.clear()
                 network(rows[at : at + batch])
@@ -92,6 +90,5 @@ def opened(
     return Opened(rows[is_open], clean[1][order][is_open], float(is_open.float().mean()))
 
 
-def _look(found: list[torch.Tensor], branch: nn.Module, inputs: tuple[Any, ...]) -> None:
-    opening: Callable[[torch.Tensor], torch.Tensor] = getattr(branch, "opening")  # noqa: B009 - no Module attribute
-    found.append(opening(inputs[0]).flatten(1).amax(1) > 0)
+def _look(found: list[torch.Tensor], branch: Any, inputs: tuple[Any, ...]) -> None:
+    found.append(branch.opening(inputs[0]).flatten(1).amax(1) > 0)

@@ -124,12 +124,20 @@ def written(path: Path) -> Iterator[Hear]:
         except OSError as exc:
             raise as_storage_error(exc, path) from exc
 
-    with file:
-        if file.tell():
-            file.seek(-1, 2)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
+    try:
+        try:
+            if file.tell():
+                file.seek(-1, 2)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+        except OSError as exc:
+            raise as_storage_error(exc, path) from exc
         yield hear
+    finally:
+        try:
+            file.close()  # what a full disk did not take is still in the buffer, and refused again
+        except OSError as exc:
+            raise as_storage_error(exc, path) from exc
 
 
 def _mixed(sources: Sequence[Samples]) -> torch.Tensor:

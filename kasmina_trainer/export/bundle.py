@@ -92,7 +92,7 @@ def export_bundle(
     channels_last: bool = True,
     card: ModelCard | None = None,
     require_mapping: bool = False,
-    guard: GuardFrames | None = None,
+    guard: GuardFrames | Literal["none"] | None = None,
 ) -> Bundle:
     """Export a network as an unsigned bundle.
 
@@ -135,11 +135,12 @@ def export_bundle(
         channels_last: As `layout.as_app`.
         card: What people say of the network, for the model card.
         require_mapping: Fail where an Edge TPU profile's file does not map as a whole.
-        guard: Good frames for the alarm that the device raises about others, by an output of statistics.
+        guard: Good frames for the alarm that the device raises about others, by an output of statistics. "none" leaves
+            out the guard that the parent has; None leaves out what no parent had.
 
     Raises:
-        InputError: Shapes or counts do not fit, frames or weights are unusable, grafts without a parent, or a form that
-            the profile cannot compute.
+        InputError: Shapes or counts do not fit, frames or weights are unusable, grafts without a parent, a form that
+            the profile cannot compute, or nothing about a guard where the parent has one.
         KasminaError: The network does not convert, does not become int8 throughout, answers differently from its float
             self on too many held-out inputs (the message names both numbers), or does not map where it must.
     """
@@ -155,6 +156,7 @@ def export_bundle(
     grafts = grafts if grafts is not None else tuple(own)
     acceptance = grown.acceptance if acceptance is None and grown else acceptance
     parent = read_file(Path(parent)) if isinstance(parent, Path | str) else parent
+    refusals.refuse_lost_guard(name, guard is None, parent)
     domains = domains or {}
     frames, truth = np.asarray(held_out[0], np.float32), held_out[1]
     calibration = np.asarray(calibration, np.float32)
@@ -194,7 +196,7 @@ def export_bundle(
     probe_entry, probe_file = _probes(probes, parent)
     files.update(probe_file)
     watch = None
-    if guard is not None:
+    if isinstance(guard, GuardFrames):
         seen = tuple(_preprocess(np.asarray(x, np.float32), pre) for x in (guard.frames, guard.held_out))
         watch, body = guard_file(guard, files[models.TFLITE_PATH], (seen[0], seen[1]), app.output_names)
         files[watch.file.path] = body

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from kasmina_edge.bundle import Bundle
 from kasmina_edge.contracts.manifest import Preprocessing
 from kasmina_edge.contracts.profile import HardwareProfile
 from kasmina_edge.errors import InputError
@@ -19,6 +20,25 @@ from kasmina_trainer.quantization.config import refuse_unfit
 Array = npt.NDArray[Any]
 MOST_BEYOND = 4.0
 """How many times wider than the calibration's range the held-out inputs' may be."""
+
+
+def refuse_lost_guard(name: str, without: bool, parent: Bundle | None) -> None:
+    """Stop before devices lose an alarm that they have, because nobody thought of it.
+
+    Args:
+        name: Of the bundle.
+        without: Whether nothing was said about a guard.
+        parent: What it grew from.
+
+    Raises:
+        InputError: The parent has a guard, and this one would have none.
+    """
+    if without and parent is not None and parent.manifest.guard is not None:
+        raise InputError(
+            f"{name}: its parent {parent.manifest.version} has a guard on output {parent.manifest.guard.output!r}, and "
+            "this bundle was given none: devices would raise no alarm any more",
+            'Pass guard=GuardFrames(...) with good frames of every domain, or guard="none" to leave it out.',
+        )
 
 
 def refuse_bad_weights(module: nn.Module, *, where: str = "") -> None:

@@ -61,9 +61,19 @@ class Trial:
     verdict: Verdict | None = None
 
     def accept(self) -> bool:
-        """Ask the judge; the network stays pruned only if the last answer was True."""
+        """Ask the judge; the network stays pruned only if the last answer was True.
+
+        Raises:
+            InputError: A weight is not finite, or the judge gave no verdict; no earlier verdict stands then.
+        """
+        self.verdict = None
         _require_finite(self.network, "before it was judged")
         verdict = self.judge(self.network)
+        if not (hasattr(verdict, "accepted") and hasattr(verdict, "reasons")):
+            raise InputError(
+                f"the judge of {self.strategy} gave {verdict!r}, which is no verdict",
+                "Return Judgement(accepted=..., reasons=(...)), or what `assess` measures.",
+            )
         self.verdict = verdict
         self.log.append(
             "accepted" if verdict.accepted else f"refused: {'; '.join(verdict.reasons) or 'no reason given'}"

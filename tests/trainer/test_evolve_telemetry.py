@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from kasmina_edge.contracts.record import SeedTelemetry, TelemetryRecord
 from kasmina_edge.errors import StorageError
 from kasmina_trainer.evolve import Event, GrownNetwork, Parameters, evolve
 from kasmina_trainer.evolve.arms import Arm
-from kasmina_trainer.evolve.telling import RECORD_EVERY, Teller
+from kasmina_trainer.evolve.telling import RECORD_EVERY, Teller, written
 from kasmina_trainer.seeds import attach_seeds, hash_state
 
 LONGER = replace(small_growth.QUICK, steps=2 * RECORD_EVERY + 4)
@@ -140,3 +141,10 @@ def test_rows_that_are_all_alike_do_not_alarm():
             network(torch.from_numpy(same[:8]))
             told(step, 0.0)
     assert heard[0].sampled and heard[0].drift in (None, 0.0)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_told_as_such_when_the_file_is_closed_too() -> None:
+    record: Any = SimpleNamespace(to_bytes=lambda: b"{}")
+    with pytest.raises(StorageError, match="/dev/full"), written(Path("/dev/full")) as hear:
+        hear(record)

@@ -103,6 +103,17 @@ def test_a_trial_that_nobody_accepts_leaves_no_trace(network: nn.Module, strateg
     before.check(network)
 
 
+@pytest.mark.parametrize("verdict", [None, True])
+def test_what_is_no_verdict_is_refused_and_everything_comes_back(network: nn.Module, verdict: Any) -> None:
+    before = Picture(network)
+    with (
+        pytest.raises(InputError, match=f"gave {verdict}, which is no verdict"),
+        pruned(network, Taylor(), Amount(0.3), X, accept=lambda n: verdict) as trial,
+    ):
+        trial.accept()
+    before.check(network)
+
+
 @pytest.mark.parametrize(("strategy", "amount"), STRATEGIES, ids=lambda v: getattr(v, "name", ""))
 def test_an_accepted_trial_stays(network: nn.Module, strategy: Strategy, amount: Any) -> None:
     whole = sum(p.numel() for p in network.parameters())

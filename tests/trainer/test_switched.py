@@ -19,7 +19,7 @@ from kasmina_trainer.blueprints.normed import Normed, Weights, changed
 from kasmina_trainer.blueprints.switched import SHUT_FOR, SwitchedBranch
 from kasmina_trainer.evolve import GRAFT_SETTINGS, default_settings, evolve, meeting, sites_for
 from kasmina_trainer.evolve.budget import Allowance
-from kasmina_trainer.evolve.meeting import meet
+from kasmina_trainer.evolve.meeting import begin, meet
 from kasmina_trainer.evolve.opening import opened
 from kasmina_trainer.evolve.recipes import RECIPE_SETTINGS, named_recipe, norm_names, within
 from kasmina_trainer.hosts import build_host
@@ -294,10 +294,11 @@ def test_what_it_learns_with_folds_into_what_is_shipped(place: str, taps: int, b
     torch.testing.assert_close(branch(other), learned, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("onto", [False, True])
 @pytest.mark.parametrize(("taps", "bottleneck"), [(3, 4), (5, 0), (1, 0), (1, 4)])
 @pytest.mark.parametrize("shape", [(6, 5, 6), (6, 1, 9)])
 def test_its_one_step_of_autograd_gives_the_gradients_of_many(
-    taps: int, bottleneck: int, shape: tuple[int, int, int]
+    taps: int, bottleneck: int, shape: tuple[int, int, int], onto: bool
 ) -> None:
     generator = torch.Generator().manual_seed(0)
 
@@ -317,15 +318,48 @@ def test_its_one_step_of_autograd_gives_the_gradients_of_many(
     def gradients(found: torch.Tensor) -> list[torch.Tensor]:
         return list(torch.autograd.grad((found * weight).sum(), learning))
 
-    first = changed(x, opening, norm, Weights(filters, down, up))
+    first = changed(x, opening, norm, Weights(filters, down, up), onto=onto)
     running = norm.mean.clone()
     y = x
     if filters is not None:
         y = y + functional.conv2d(x, filters, padding=(high // 2, taps // 2), groups=width)
     if down is not None and up is not None:
         y = y + functional.conv2d(torch.relu(functional.conv2d(x, *down)), up)
-    plain = opening * (norm(y) - x)
+    plain = opening * (norm(y) - x) + (x if onto else 0.0)
     torch.testing.assert_close(first, plain)
     for one, many in zip(gradients(first), gradients(plain), strict=True):
         torch.testing.assert_close(one, many)
     assert not torch.equal(running, norm.mean), "both keep running statistics"
+
+
+def test_a_site_that_nobody_looks_at_learns_as_one_that_is_watched() -> None:
+    """The quicker way to the sum gives the values and gradients of the slow one."""
+    network, clean = grown_and_met(0.2)
+    begin(network)
+    for name in network.sites:
+        network.set_intensity(name, 0.7)
+    rows = torch.cat([clean[:32], 0.2 * clean[:32]])
+    branches = [network.site(name).branch for name in network.sites]
+    assert all(isinstance(branch, SwitchedBranch) and branch.normed is not None for branch in branches)
+    calls: list[int] = []
+    hooks = [b.register_forward_hook(lambda *_: calls.append(1)) for b in branches if b is not None]
+
+    def learned(tap: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        for name in network.sites:
+            network.site(name).tap = tap
+        network.train()
+        answers = network(rows)
+        pulled = torch.autograd.grad(
+            answers.square().mean(), [p for p in network.graft_parameters() if p.requires_grad]
+        )
+        return answers, list(pulled)
+
+    quick, pulls = learned(None)
+    assert not calls, "the control: the quicker way was taken"
+    slow, others = learned(lambda y, added, grown: grown)
+    assert len(calls) == len(branches)
+    torch.testing.assert_close(quick, slow, atol=1e-5, rtol=1e-5)
+    for one, other in zip(pulls, others, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+    for hook in hooks:
+        hook.remove()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,13 +21,14 @@ from tests.trainer.domains.test_detector_and_denoiser import host, shapes
 LABELS = ("down", "across", "ring", "cross")
 
 
-def guarded() -> Bundle:
+def guarded(version: str = "1.0.0", **options: Any) -> Bundle:
     known, more = shapes(400, 1), shapes(300, 2)
+    told = {"guard": GuardFrames(to_nhwc(known[0]), known[1], to_nhwc(more[0])), **options}
     return export_bundle(
-        WithStatistics(host(), ("first", "second")).eval(), "shapes", version="1.0.0", profile="x86-cpu",
+        WithStatistics(host(), ("first", "second")).eval(), "shapes", version=version, profile="x86-cpu",
         calibration=to_nhwc(shapes(64, 6)[0]), held_out=(to_nhwc(shapes(100, 7)[0]), shapes(100, 7)[1]),
         labels=LABELS, output_names=("logits", "statistics"), minimum_agreement=0.9,
-        guard=GuardFrames(to_nhwc(known[0]), known[1], to_nhwc(more[0])),
+        **told,
     )  # fmt: skip
 
 
@@ -53,6 +55,15 @@ def test_a_guarded_classifier_keeps_its_head_and_raises_alarms_on_the_device(tmp
         wanted = guard.check.scores(device_statistics(runtime)(x[:5]))
         found = np.array([answer.input_score for answer in answers[:5]], np.float64)
         np.testing.assert_allclose(found, wanted)
+
+
+def test_a_child_does_not_lose_its_parents_guard_in_silence() -> None:
+    parent = guarded()
+    with pytest.raises(InputError, match=r"its parent 1\.0\.0 has a guard on output 'statistics'"):
+        guarded("1.1.0", parent=parent, guard=None)
+    assert guarded("1.1.0", parent=parent, guard="none").manifest.guard is None
+    kept = guarded("1.1.0", parent=parent).manifest.guard
+    assert kept is not None and kept.output == "statistics"
 
 
 @pytest.mark.parametrize("output", ["logits", "features"])

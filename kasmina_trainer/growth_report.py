@@ -122,9 +122,7 @@ class GrowthReport:
                 r.name,
                 f"{100 * r.clean:.1f} %",
                 f"{100 * r.target:.1f} %",
-                ""
-                if r.gain_low is None or r.gain_high is None
-                else f"{100 * r.gain_low:+.1f} to {100 * r.gain_high:+.1f}",
+                _bounds(r),
                 str(r.parameters or ""),
                 f"{r.seconds:.1f}" if r.seconds else "",
                 f"{r.peak_bytes / 1e6:.1f}" if r.peak_bytes else "",

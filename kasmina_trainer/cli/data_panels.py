@@ -77,7 +77,7 @@ def panels(found: DataSet, seed: int) -> list[Panel]:
     splits = _splits_of(found)(seed)
     if found.kind == "points":
         parts_of = (("training", splits.train), ("validation", splits.validation), ("test", splits.test))
-        return [Panel(f"{name}: {len(y):,}", "points", x[:, :2], y) for name, (x, y) in parts_of]
+        return [Panel(f"{name}: {len(y):,}", "points", x[:, :2], y, splits.labels) for name, (x, y) in parts_of]
     x, y = splits.train
     shown: list[Panel] = []
     for label, name in list(enumerate(splits.labels))[:MOST_PANELS]:

@@ -37,12 +37,14 @@ class Panel:
         kind: What ``values`` are, see the module's text.
         values: An array, or a text.
         classes: Of points, a number each.  # (N,)
+        names: Of the classes, for the legend, which the first panel that has some gives.
     """
 
     title: str
     kind: Literal["image", "series", "points", "text"]
     values: Array | str
     classes: Array | None = None
+    names: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.values, str) != (self.kind == "text"):
@@ -64,7 +66,9 @@ def picture(panels: Sequence[Panel], *, title: str, caption: str = "") -> str:
         raise InputError(f"{title}: a picture of nothing")
     across = min(ACROSS, len(panels))
     lines = -(-len(panels) // across)
-    width, height = GAP + across * (SIDE + GAP), 44 + lines * (SIDE + HEAD + GAP) + (24 if caption else 0)
+    legend = next((panel.names for panel in panels if panel.names), ())
+    foot = 24 if caption or legend else 0
+    width, height = GAP + across * (SIDE + GAP), 44 + lines * (SIDE + HEAD + GAP) + foot
     shapes = [
         element("rect", width=coordinate(width), height=coordinate(height), fill="#fff"),
         element("text", title, x=GAP, y=26, style="font-size:16px;font-weight:600"),
@@ -78,6 +82,10 @@ def picture(panels: Sequence[Panel], *, title: str, caption: str = "") -> str:
         shapes += [frame, _drawn(panel, left, top + HEAD)]
     if caption:
         shapes.append(element("text", caption, x=GAP, y=coordinate(height - 12), class_="s"))
+    if legend:
+        spans = [element("tspan", f"\u25cf {each}  ", fill=INK[i % len(INK)]) for i, each in enumerate(legend)]
+        at: dict[str, Content] = {"x": coordinate(width - GAP), "y": coordinate(height - 12), "text_anchor": "end"}
+        shapes.append(element("text", joined(spans), **at))
     inside = element("title", title) + element("style", Markup(_STYLE)) + joined(shapes)
     whole = element(
         "svg", inside, xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {width:g} {height:g}", width=coordinate(width),

@@ -27,7 +27,8 @@ class SeedSite(nn.Module):
         kind: How the site is held in the host: around a ``module``, at a ``node`` of its traced flow, or ``hooked``.
 
     Attributes:
-        tap: Sees what flows here, and gives what flows on; None: nobody looks. It must copy and pickle as None.
+        tap: Sees what flows here, and gives what flows on; None: nobody looks. It must copy and pickle as None. One
+            that has ``looks`` need not be asked while that is False.
     """
 
     gate: torch.Tensor
@@ -66,8 +67,9 @@ class SeedSite(nn.Module):
         return grown if self.tap is None else self.tap(y, blended, grown)
 
     def _at_once(self, y: torch.Tensor) -> torch.Tensor | None:
-        """The sum, where nobody looks and the branch has a quicker way to it (``grown``)."""
-        grown = None if self.tap is not None else getattr(self.branch, "grown", None)
+        """The sum, where nobody looks at this pass and the branch has a quicker way to it (``grown``)."""
+        looked = self.tap is not None and getattr(self.tap, "looks", True)
+        grown = None if looked else getattr(self.branch, "grown", None)
         return None if grown is None else grown(y, self.gate)
 
     def fill(self, branch: nn.Module, intensity: float, device: torch.device, *, rank: int = 3) -> None:

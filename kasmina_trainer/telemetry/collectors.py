@@ -92,7 +92,7 @@ class SeedCollector:
             stack.enter_context(self._network.watched())
             for name in self._sites:
                 site = self._network.site(name)
-                site.tap = SiteTap(self._see, name)
+                site.tap = SiteTap(self._see, name, self._looks)
                 stack.callback(setattr, site, "tap", None)
             hooks = (
                 self._network.register_forward_pre_hook(PassHook(self._begin)),
@@ -233,6 +233,9 @@ class SeedCollector:
         if looked:
             thread.seen = []
             thread.inputs = picked(batch, self._frames)
+
+    def _looks(self) -> bool:
+        return self._thread.seen is not None or self._thread.silenced is not None
 
     def _see(self, site: str, entry: torch.Tensor, added: torch.Tensor | None, grown: torch.Tensor) -> torch.Tensor:
         """Something flows through a site."""

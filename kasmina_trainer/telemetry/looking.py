@@ -20,8 +20,13 @@ See = Callable[[str, torch.Tensor, "torch.Tensor | None", torch.Tensor], torch.T
 class SiteTap:
     """The tap of one site. A copy of the network is looked at by nobody: this copies and pickles as None."""
 
-    def __init__(self, see: See, site: str) -> None:
-        self._see, self._site = see, site
+    def __init__(self, see: See, site: str, looks: Callable[[], bool]) -> None:
+        self._see, self._site, self._looks = see, site, looks
+
+    @property
+    def looks(self) -> bool:
+        """Whether this pass is looked at, or changed; else it may flow as if nobody stood here."""
+        return self._looks()
 
     def __call__(self, entry: torch.Tensor, added: torch.Tensor | None, grown: torch.Tensor) -> torch.Tensor:
         """What flows on."""

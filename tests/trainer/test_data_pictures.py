@@ -13,7 +13,7 @@ import pytest
 from kasmina_edge.errors import InputError
 from kasmina_trainer.cli import main
 from kasmina_trainer.cli.data_panels import all_data_sets, panels
-from kasmina_trainer.pages.data_picture import Panel, picture, sketch
+from kasmina_trainer.pages.data_picture import INK, Panel, picture, sketch
 from kasmina_trainer.pages.drift_film import Frame, film
 
 QUICK = ("digits", "spirals", "spheres", "parity", "checkerboard", "blobs", "brackets", "reber", "captioned-shapes")
@@ -59,6 +59,13 @@ def test_show_writes_the_picture_and_sketches_it(empty_cache: Path, capsys: Read
     assert main(["data", "show", "spirals", "--picture", str(target), "--json"]) == 0
     value = json.loads(capsys.readouterr().out)
     assert value["picture"] == str(target) and value["kind"] == "points" and value["units"]
+
+
+def test_a_picture_of_points_says_which_colour_is_which() -> None:
+    places, classes = np.array([[0.0, 0.0], [1.0, 1.0]]), np.array([0, 1])
+    named = picture([Panel("x", "points", places, classes, ("near & dear", "far"))], title="t")
+    assert f'<tspan fill="{INK[0]}">● near &amp; dear' in named and f'<tspan fill="{INK[1]}">● far' in named
+    assert "●" not in picture([Panel("x", "points", places, classes)], title="t")
 
 
 def test_sketches_keep_places_and_shades() -> None:

@@ -24,6 +24,7 @@ from kasmina_trainer.evolve.opening import opened
 from kasmina_trainer.evolve.recipes import RECIPE_SETTINGS, named_recipe, norm_names, within
 from kasmina_trainer.hosts import build_host
 from kasmina_trainer.seeds import SeededNetwork, attach_seeds
+from kasmina_trainer.telemetry.looking import SiteTap
 from kasmina_trainer.training import Thinned, TrainingSettings
 from kasmina_trainer.training import train as fit_parameters
 
@@ -344,6 +345,9 @@ def test_a_site_that_nobody_looks_at_learns_as_one_that_is_watched() -> None:
     calls: list[int] = []
     hooks = [b.register_forward_hook(lambda *_: calls.append(1)) for b in branches if b is not None]
 
+    def see(site: str, entry: torch.Tensor, added: torch.Tensor | None, grown: torch.Tensor) -> torch.Tensor:
+        return grown
+
     def learned(tap: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
         for name in network.sites:
             network.site(name).tap = tap
@@ -355,8 +359,9 @@ def test_a_site_that_nobody_looks_at_learns_as_one_that_is_watched() -> None:
         return answers, list(pulled)
 
     quick, pulls = learned(None)
-    assert not calls, "the control: the quicker way was taken"
-    slow, others = learned(lambda y, added, grown: grown)
+    passed, _ = learned(SiteTap(see, "first", lambda: False))
+    assert not calls and torch.equal(passed, quick), "the control: the quicker way was taken"
+    slow, others = learned(SiteTap(see, "first", lambda: True))
     assert len(calls) == len(branches)
     torch.testing.assert_close(quick, slow, atol=1e-5, rtol=1e-5)
     for one, other in zip(pulls, others, strict=True):

@@ -52,6 +52,7 @@ def infer(
         shape, runs_on = runtime.manifest.inputs[0].shape, runtime.runs_on
         single = frames.shape in (shape, shape[1:])
         results = [runtime.infer(f) for f in ([frames] if single else frames)]
+    guarded = any(r.alarm is not None for r in results)
     rows = [
         (
             str(i),
@@ -61,6 +62,7 @@ def infer(
             or "; ".join(f"{name} {np.array2string(a, precision=4, threshold=8)}" for name, a in r.outputs.items()),
             f"{r.score:.3f}" if r.score is not None else "-",
             f"{r.latency_us:.0f}",
+            *((f"{'unusual' if r.alarm else 'usual'}, {r.input_score:.2f}",) if guarded else ()),
         )
         for i, r in enumerate(results)
     ]
@@ -73,12 +75,13 @@ def infer(
                 "latency_us": r.latency_us,
                 "outputs": {name: array.tolist() for name, array in r.outputs.items()},
             }
+            | ({} if r.alarm is None else {"alarm": r.alarm, "input_score": r.input_score})
             | ({} if r.detections is None else {"detections": [asdict(found) for found in r.detections]})
             for r in results
         ],
     }
     columns = ("#", "label", "score", "us") if any(r.label for r in results) else ("#", "output", "-", "us")
-    emit(value, as_json=as_json, table=grid(f"on {runs_on}", columns, rows))
+    emit(value, as_json=as_json, table=grid(f"on {runs_on}", (*columns, "input") if guarded else columns, rows))
 
 
 def _boxes(found: Sequence[Detection]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from kasmina_edge import Runtime
 from kasmina_edge.bundle import Bundle, pack
+from kasmina_edge.cli import main
 from kasmina_edge.errors import InputError
 from kasmina_trainer.adversarial.detector import WithStatistics, device_statistics
 from kasmina_trainer.adversarial.mnist_c import corrupt
@@ -55,6 +57,20 @@ def test_a_guarded_classifier_keeps_its_head_and_raises_alarms_on_the_device(tmp
         wanted = guard.check.scores(device_statistics(runtime)(x[:5]))
         found = np.array([answer.input_score for answer in answers[:5]], np.float64)
         np.testing.assert_allclose(found, wanted)
+
+
+def test_infer_in_a_shell_says_what_the_guard_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle, frames = tmp_path / "shapes.kasmina", tmp_path / "frames.npy"
+    bundle.write_bytes(pack(guarded()))
+    good = shapes(1, 8)[0]
+    np.save(frames, to_nhwc(np.concatenate([good, np.random.default_rng(0).random(good.shape, np.float32)])))
+    call = ["infer", str(frames), "--bundle", str(bundle), "--data", str(tmp_path)]
+    assert main([*call, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["results"]
+    assert [each["alarm"] for each in told] == [False, True] and told[0]["input_score"] < told[1]["input_score"]
+    assert main(call) == 0
+    shown = capsys.readouterr().out
+    assert "unusual" in shown and f"usual, {told[0]['input_score']:.2f}" in shown
 
 
 def test_a_child_does_not_lose_its_parents_guard_in_silence() -> None:

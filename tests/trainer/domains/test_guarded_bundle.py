@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from kasmina_edge import Runtime
 from kasmina_edge.bundle import Bundle, pack
 from kasmina_edge.cli import main
 from kasmina_edge.errors import InputError
+from kasmina_edge.fleet.repository import Repository
 from kasmina_trainer.adversarial.detector import WithStatistics, device_statistics
 from kasmina_trainer.adversarial.mnist_c import corrupt
 from kasmina_trainer.datasets.digits import to_nhwc
@@ -61,7 +63,7 @@ def test_a_guarded_classifier_keeps_its_head_and_raises_alarms_on_the_device(tmp
 
 def test_infer_in_a_shell_says_what_the_guard_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle, frames = tmp_path / "shapes.kasmina", tmp_path / "frames.npy"
-    bundle.write_bytes(pack(guarded()))
+    bundle.write_bytes(pack(Repository.desk(tmp_path / "desk", clock=time.time).sign_bundle(guarded())))
     good = shapes(1, 8)[0]
     np.save(frames, to_nhwc(np.concatenate([good, np.random.default_rng(0).random(good.shape, np.float32)])))
     call = ["infer", str(frames), "--bundle", str(bundle), "--data", str(tmp_path)]

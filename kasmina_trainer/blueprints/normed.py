@@ -17,7 +17,7 @@ from torch.nn import functional
 
 MOMENTUM = 0.1
 EPSILON = 1e-5
-KEPT = 1 << 15
+KEPT = 1 << 16
 """Values of a map up to which it is kept for the way back: made again, a small one takes as long as a large one, since
 the call is its price, and saves little."""
 

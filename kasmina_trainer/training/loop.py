@@ -149,7 +149,8 @@ def train(
                         f"training diverged: loss {losses[-1]} at step {done} of {settings.steps}",
                         "Lower the learning rate.",
                     )
-                optimizer.zero_grad(set_to_none=True)
+                for parameter in parameters:
+                    parameter.grad = None
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 schedule.step()

@@ -1,7 +1,8 @@
 """docs/benchmarks.md: the last full result of every module, each with the command, the day and the load that it had.
 
 A module's rows are kept in build/bench/rows/ when it ran in full, so that a page can be made of runs that each had the
-machine to themselves. What was not run on this checkout is named, not left out in silence.
+machine to themselves. What was not run on this checkout stays as the page had it, with its day; what the page never had
+is named, not left out in silence.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 LIBRARIES = ("numpy", "ai-edge-litert", "onnxruntime", "torch", "tuf", "paho-mqtt", "zstandard")
 BUSY = 0.25
 """Busy cores in the moment before, from which a run is said to have had company."""
+HEADING = "## `make bench only="
 Row = dict[str, Any]
 
 
@@ -95,15 +97,18 @@ def number(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def page(results: Sequence[Result], modules: Sequence[str]) -> str:
+def page(results: Sequence[Result], modules: Sequence[str], before: str = "") -> str:
     """The whole page.
 
     Args:
         results: One a module.
         modules: All there are.
+        before: The page as it is; its sections stay where nothing newer is known.
     """
-    missed = [row["name"] for result in results for row in result.rows if not row["ok"]]
-    absent = [f"`{name}`" for name in modules if name not in {result.module for result in results}]
+    sections = _sections(before) | {result.module: _section(result) for result in results}
+    told = [sections[name] for name in modules if name in sections]
+    missed = [line.split(" | ")[0].removeprefix("| ") for lines in told for line in lines if " | **no** | " in line]
+    absent = [f"`{name}`" for name in modules if name not in sections]
     lines = [
         "# Benchmarks",
         "",
@@ -115,9 +120,15 @@ def page(results: Sequence[Result], modules: Sequence[str]) -> str:
         *([f"- not run here: {', '.join(absent)}"] if absent else []),
         "",
     ]
-    for result in results:
-        lines += _section(result)
+    for section in told:
+        lines += section
     return "\n".join(lines)
+
+
+def _sections(text: str) -> dict[str, list[str]]:
+    """Sections of a page by module, each with an empty last line."""
+    parts = text.split(f"\n{HEADING}")[1:]
+    return {part.split("`", 1)[0]: [*f"{HEADING}{part}".rstrip("\n").split("\n"), ""] for part in parts}
 
 
 def _busy_s() -> float:
@@ -134,7 +145,7 @@ def _section(result: Result) -> list[str]:
         "alone on the machine" if result.load < BUSY else f"beside other work ({result.load:.1f} cores busy before it)"
     )
     lines = [
-        f"## `make bench only={result.module}`",
+        f"{HEADING}{result.module}`",
         "",
         f"{result.day}, {result.seconds:.0f} s, {beside}.",
         "",

@@ -71,6 +71,10 @@ def table(rows: Sequence[Row]) -> Table:
     return out
 
 
+def _write_page(results: Sequence[Result], names: Sequence[str]) -> None:
+    PAGE.write_text(page(results, names, PAGE.read_text() if PAGE.is_file() else ""))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="make bench", description="Measured figures against their targets.")
@@ -83,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     names, folder = module_names(), chosen.out.parent / "bench/rows"
     if chosen.page:
-        PAGE.write_text(page(kept(folder, names), names))
+        _write_page(kept(folder, names), names)
         return 0
     if unknown := sorted(set(chosen.only or ()) - set(names)):
         parser.error(f"no benchmark is called {unknown[0]!r}; there are {', '.join(names) or 'none'}")
@@ -108,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for line in failed:
         progress.print(f"[red]failed[/] {line}")
     if rows and not (failed or chosen.only or chosen.quick):
-        PAGE.write_text(page(kept(folder, names), names))
+        _write_page(kept(folder, names), names)
     return 1 if failed or not rows or not all(row["ok"] for row in rows) else 0
 
 

@@ -88,6 +88,25 @@ def test_the_page_tells_the_machine_and_every_row() -> None:
     )
 
 
+def test_what_was_not_run_again_stays_on_the_page() -> None:
+    names = ["first", "second", "third"]
+    old = [
+        Result("first", [ROW | {"ok": False}], 3.0, "2026-01-01", 0.1),
+        Result("third", [ROW], 3.0, "2026-01-01", 0.1),
+    ]
+    before = page(old, names)
+    assert page([], names, before) == before
+    text = page([Result("second", [ROW | {"name": "y"}], 5.0, "2026-02-02", 0.1)], names, before)
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        f"## `make bench only={name}`" for name in names
+    ]
+    assert "2026-01-01, 3 s" in text and "2026-02-02, 5 s" in text and "not run here" not in text
+    assert "- targets missed: x\n" in text
+    mended = page([Result("first", [ROW], 4.0, "2026-03-03", 0.1)], names, text)
+    assert "- targets missed: none\n" in mended and "only=first`\n\n2026-03-03, 4 s" in mended
+    assert "only=first" not in page([], ["second"], text), "what is no module any more goes"
+
+
 def test_a_full_run_is_kept_for_the_page_and_a_quick_one_is_not(
     benchmark_module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

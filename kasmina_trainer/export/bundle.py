@@ -156,7 +156,7 @@ def export_bundle(
     grafts = grafts if grafts is not None else tuple(own)
     acceptance = grown.acceptance if acceptance is None and grown else acceptance
     parent = read_file(Path(parent)) if isinstance(parent, Path | str) else parent
-    refusals.refuse_lost_guard(name, guard is None, parent)
+    refusals.refuse_lost_guard(name, guard, parent)
     domains = domains or {}
     frames, truth = np.asarray(held_out[0], np.float32), held_out[1]
     calibration = np.asarray(calibration, np.float32)

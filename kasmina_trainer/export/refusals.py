@@ -22,18 +22,20 @@ MOST_BEYOND = 4.0
 """How many times wider than the calibration's range the held-out inputs' may be."""
 
 
-def refuse_lost_guard(name: str, without: bool, parent: Bundle | None) -> None:
+def refuse_lost_guard(name: str, guard: object, parent: Bundle | None) -> None:
     """Stop before devices lose an alarm that they have, because nobody thought of it.
 
     Args:
         name: Of the bundle.
-        without: Whether nothing was said about a guard.
+        guard: What was said about a guard; None: nothing.
         parent: What it grew from.
 
     Raises:
-        InputError: The parent has a guard, and this one would have none.
+        InputError: The parent has a guard, and this one would have none; or a word for a guard that is not "none".
     """
-    if without and parent is not None and parent.manifest.guard is not None:
+    if isinstance(guard, str) and guard != "none":
+        raise InputError(f"{name}: guard {guard!r}", 'Pass guard=GuardFrames(...), or guard="none" to leave it out.')
+    if guard is None and parent is not None and parent.manifest.guard is not None:
         raise InputError(
             f"{name}: its parent {parent.manifest.version} has a guard on output {parent.manifest.guard.output!r}, and "
             "this bundle was given none: devices would raise no alarm any more",

@@ -72,7 +72,7 @@ class Trial:
         if not (hasattr(verdict, "accepted") and hasattr(verdict, "reasons")):
             raise InputError(
                 f"the judge of {self.strategy} gave {verdict!r}, which is no verdict",
-                "Return Judgement(accepted=..., reasons=(...)), or what `assess` measures.",
+                "Return Judgement(accepted=..., reasons=(...)), or an Acceptance.",
             )
         self.verdict = verdict
         self.log.append(

@@ -19,8 +19,8 @@ class SeedSite(nn.Module):
 
     A branch that says ``reads = "input"`` stands beside the inner module and reads ``x``; one that says ``"context"``
     reads ``y`` and a second value. One that has ``grown(y, gate)`` may give the sum itself while it learns, or None.
-    The gate is a buffer of its own, so that an exported file holds it apart from the
-    branch's weights. Attributes of the inner module can be read through the site, since hosts look at their layers.
+    The gate is a buffer of its own, so that an exported file holds it apart from the branch's weights. Attributes of
+    the inner module can be read through the site, since hosts look at their layers.
 
     Args:
         inner: What stands here without seeds; `nn.Identity` behind a value that no module leaves.

@@ -79,6 +79,8 @@ def test_a_child_does_not_lose_its_parents_guard_in_silence() -> None:
     parent = guarded()
     with pytest.raises(InputError, match=r"its parent 1\.0\.0 has a guard on output 'statistics'"):
         guarded("1.1.0", parent=parent, guard=None)
+    with pytest.raises(InputError, match="guard 'None'"):
+        guarded("1.1.0", parent=parent, guard="None")
     assert guarded("1.1.0", parent=parent, guard="none").manifest.guard is None
     kept = guarded("1.1.0", parent=parent).manifest.guard
     assert kept is not None and kept.output == "statistics"

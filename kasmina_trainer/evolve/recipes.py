@@ -60,7 +60,7 @@ RECIPES: Mapping[str, tuple[Part, ...]] = {
     ),
     "switched-wide": (
         Part(SWITCHED, "norms", {"taps": 3, "bottleneck": 8}, most=2 * EARLY),
-        Part(SWITCHED, "norms", needed=False),
+        Part(SWITCHED, "norms", most=1, needed=False),
     ),
     "filters": (Part("input-filter", "input"), Part("depthwise", "early")),
     "filters-and-norms": (Part("input-filter", "input"), Part("depthwise", "early"), Part(RETUNE, "norms")),

@@ -140,7 +140,20 @@ def test_closing_and_leaving_write_what_waits(tmp_path: Path) -> None:
     assert [e.payload for e in outbox.peek()] == [b"closed", b"left"]
 
 
+def _alone(name: str, folder: Path) -> None:
+    """One function of this file in an interpreter of its own: what forks a test run takes other tests' threads along,
+    with whatever locks of SQLite they hold just then, and a child that waits for one waits for ever."""
+    program = f"import sys, pathlib, test_outbox_durable as own; own.{name}(pathlib.Path(sys.argv[1]))"
+    paths = os.pathsep.join(map(str, (ROOT / "tests/edge", ROOT / "tests", ROOT)))
+    environment = {**os.environ, "PYTHONPATH": paths}
+    subprocess.run([sys.executable, "-c", program, str(folder)], env=environment, check=True, timeout=120)
+
+
 def test_a_forked_child_writes_its_own_and_not_its_parents(tmp_path: Path) -> None:
+    _alone("_a_forked_child_writes_its_own_and_not_its_parents", tmp_path)
+
+
+def _a_forked_child_writes_its_own_and_not_its_parents(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path / "o.db", flush_s=60.0)
     outbox.append("stats", b"parent 1", durable=False)
     child = os.fork()
@@ -159,6 +172,10 @@ def test_a_forked_child_writes_its_own_and_not_its_parents(tmp_path: Path) -> No
 
 
 def test_an_outbox_that_could_not_be_made_does_not_spoil_the_others_in_a_forked_child(tmp_path: Path) -> None:
+    _alone("_an_outbox_that_could_not_be_made_does_not_spoil_the_others_in_a_forked_child", tmp_path)
+
+
+def _an_outbox_that_could_not_be_made_does_not_spoil_the_others_in_a_forked_child(tmp_path: Path) -> None:
     def fault() -> None:
         raise AttributeError("half made")
 
